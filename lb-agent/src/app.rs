@@ -1,0 +1,141 @@
+//! Builds the parts of the running agent in order, and ends them.
+
+use std::{pin::Pin, sync::Arc, thread, time::Duration};
+
+use anyhow::Context as _;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{
+        mpsc::{Receiver, Sender, channel},
+        watch,
+    },
+    time::{MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::{
+    config::RunArgs,
+    datapath::{devices, host, load::Switches},
+    healer::Healer,
+    k8s::{self, Access, manifests::Problem},
+    maps::pin::PinDir,
+    model::Event,
+    observe::server::{Server, Sources},
+    owner::{Message, Owner, Settings},
+};
+
+/// Messages in flight: a slow owner slows its sources.
+const QUEUE: usize = 4096;
+/// How often the owner looks after what was left undone.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Runs until SIGTERM or SIGINT. Programs, links and maps stay: traffic goes on.
+///
+/// # Errors
+/// What makes a start impossible, each with its remedy.
+pub fn run(args: &RunArgs) -> anyhow::Result<()> {
+    host::check_kernel()?;
+    host::check_capabilities()?;
+    let cgroup = host::cgroup(args.cgroup.as_deref())?;
+    let switches = Switches::probe(host::netns_cookie(&cgroup), args.refuse_by)?;
+    let settings = Settings { node: args.node()?, cgroup, socket_lb: args.socket_lb(), switches };
+    let pins = PinDir::open(&args.pins.pin_dir)?;
+    info!(
+        version = env!("CARGO_PKG_VERSION"), node = %settings.node, cgroup = %settings.cgroup.display(),
+        pin_dir = %args.pins.pin_dir.display(), refuses_directly = settings.switches.has_set_retval, "starting"
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(supervise(args, settings, pins))
+}
+
+/// Runs the owner on a thread of its own, and everything that sends to it here.
+async fn supervise(args: &RunArgs, settings: Settings, pins: PinDir) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let server = Server::bind(&args.socket.socket)?;
+    let (sender, messages) = channel(QUEUE);
+    let node = Arc::clone(&settings.node);
+    let healer = Healer::start(args.pins.pin_dir.clone()).context("cannot start the healer's thread")?;
+    let owner = Owner::new(settings, pins, healer, messages, sender.downgrade());
+    let (ended, mut end) = tokio::sync::oneshot::channel();
+    thread::Builder::new()
+        .name("owner".into())
+        .spawn(move || drop(ended.send(owner.run())))
+        .context("cannot start the owner's thread")?;
+
+    tokio::spawn(devices::run(sender.clone(), Message::Addresses, stop.clone()));
+    tokio::spawn(tick(sender.clone(), stop.clone()));
+    let (report, problems) = watch::channel(Vec::new());
+    tokio::spawn(source(args, node, sender.clone(), report, stop.clone()).await?);
+    let sources = Sources { owner: sender.clone(), problems, pin_dir: args.pins.pin_dir.as_path().into() };
+    tokio::spawn(server.run(sources, stop.clone()));
+
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let result = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        result = &mut end => Some(result),
+    };
+    stop.cancel();
+    let result = if let Some(result) = result {
+        result
+    } else {
+        info!("stopping, programs and maps stay");
+        // A closed channel means that the owner has ended by itself.
+        drop(sender.send(Message::Stop).await);
+        end.await
+    };
+    result.unwrap_or_else(|_| Err(anyhow::anyhow!("the owner's thread panicked; its message is above")))
+}
+
+/// Wakes the owner regularly.
+async fn tick(sender: Sender<Message>, stop: CancellationToken) {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        if sender.send(Message::Tick).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The task that feeds the owner with objects, from a folder or from an API server.
+async fn source(
+    args: &RunArgs,
+    node: Arc<str>,
+    sender: Sender<Message>,
+    problems: watch::Sender<Vec<Problem>>,
+    stop: CancellationToken,
+) -> anyhow::Result<Pin<Box<dyn Future<Output = ()> + Send>>> {
+    let (events, objects) = channel::<Event>(QUEUE);
+    let forward = forward(objects, sender);
+    if let Some(folder) = args.manifests.clone() {
+        let source = k8s::manifests::run(folder, node, events, problems, stop);
+        return Ok(Box::pin(async {
+            tokio::join!(source, forward);
+        }));
+    }
+    let access = Access { kubeconfig: args.kubeconfig.clone(), servers: args.api_server.clone() };
+    let client = k8s::connect(&access).await?;
+    let source = k8s::api::run(client, node, events, stop);
+    Ok(Box::pin(async {
+        tokio::join!(source, forward);
+    }))
+}
+
+/// Passes objects on to the owner.
+async fn forward(mut objects: Receiver<Event>, sender: Sender<Message>) {
+    while let Some(event) = objects.recv().await {
+        if sender.send(Message::Object(event)).await.is_err() {
+            return;
+        }
+    }
+}

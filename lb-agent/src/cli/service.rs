@@ -1,0 +1,244 @@
+//! `lb-agent service list` and `lb-agent service show`.
+
+use core::net::{IpAddr, SocketAddr};
+
+use anyhow::bail;
+use serde::Serialize;
+
+use super::{
+    LookArgs, ShowArgs, agent, backend,
+    pinned::Pinned,
+    print,
+    served::{BackendRow, FrontendRow, Names, PortRow, Served, address},
+    table::Table,
+};
+
+/// One line per frontend.
+pub(super) fn list(look: &LookArgs) -> anyhow::Result<()> {
+    let ports = Served::read(&Pinned::open(&look.pins.pin_dir)?)?.ports(&agent::names(look));
+    print(&look.output, &ports, |ports| {
+        let mut table = Table::new(["SERVICE", "PORT", "ID", "KIND", "FRONTEND", "BACKENDS"]);
+        for port in ports {
+            for frontend in &port.frontends {
+                table.row([
+                    port.service(),
+                    port.port_name(),
+                    port.id.to_string(),
+                    frontend.kind.clone(),
+                    address(frontend.address, frontend.port, &frontend.protocol),
+                    serving(frontend),
+                ]);
+            }
+        }
+        table.render()
+    })
+}
+
+/// A service port with its backends.
+#[derive(Debug, Serialize)]
+struct Detail {
+    #[serde(flatten)]
+    port: PortRow,
+    backends: Vec<BackendRow>,
+}
+
+/// Everything about one Service.
+pub(super) fn show(args: &ShowArgs) -> anyhow::Result<()> {
+    let look = &args.look;
+    let served = Served::read(&Pinned::open(&look.pins.pin_dir)?)?;
+    let names = agent::names(look);
+    let found = find(served.ports(&names), &args.service, &names)?;
+    let details: Vec<Detail> =
+        found.into_iter().map(|port| Detail { backends: served.backends(port.id), port }).collect();
+    print(&look.output, &details, |details| {
+        let parts: Vec<String> = details.iter().map(render).collect();
+        parts.join("\n\n")
+    })
+}
+
+fn render(Detail { port, backends: rows }: &Detail) -> String {
+    let mut facts = Table::facts();
+    facts.fact("service", port.service());
+    facts.fact("port", port.port_name());
+    facts.fact("id", port.id);
+    facts.fact("internal policy", port.internal.name());
+    let affinity = if port.affinity_s == 0 { "none".to_owned() } else { format!("{} s", port.affinity_s) };
+    facts.fact("affinity", affinity);
+    let mut frontends = Table::new(["FRONTEND", "KIND", "BACKENDS"]);
+    for row in &port.frontends {
+        frontends.row([address(row.address, row.port, &row.protocol), row.kind.clone(), serving(row)]);
+    }
+    let mut backends = Table::new(backend::HEADINGS);
+    for row in rows {
+        backends.row(backend::cells(row, port.protocol()));
+    }
+    let backends = (!rows.is_empty()).then_some(backends);
+    [Some(facts), Some(frontends), backends]
+        .into_iter()
+        .flatten()
+        .map(Table::render)
+        .collect::<Vec<_>>()
+        .join("\n\n")
+}
+
+/// How many serve, or that nobody does.
+fn serving(frontend: &FrontendRow) -> String {
+    if frontend.backends == 0 {
+        "none, refused".to_owned()
+    } else {
+        format!("{} {}", frontend.backends, frontend.run.name())
+    }
+}
+
+/// The ports of the Service that `wanted` names or has as an address.
+fn find(ports: Vec<PortRow>, wanted: &str, names: &Names) -> anyhow::Result<Vec<PortRow>> {
+    if let Some((ip, port)) = parse_address(wanted) {
+        let found: Vec<PortRow> = ports.into_iter().filter(|row| accepts(row, ip, port)).collect();
+        return if found.is_empty() {
+            bail!("no service port accepts traffic at {wanted}")
+        } else {
+            Ok(found)
+        };
+    }
+    // An agent that has programmed nothing tells no names either.
+    if names.is_empty() && !ports.is_empty() {
+        bail!(
+            "no running agent tells which Service is called {wanted}: give one of its addresses, as `service list` shows them"
+        );
+    }
+    let (namespace, name) = match wanted.split_once('/') {
+        Some((namespace, name)) => (Some(namespace), name),
+        None => (None, wanted),
+    };
+    let found: Vec<PortRow> = ports
+        .into_iter()
+        .filter(|row| {
+            row.label.as_ref().is_some_and(|label| {
+                label.name == name && namespace.is_none_or(|namespace| label.namespace == namespace)
+            })
+        })
+        .collect();
+    let mut services: Vec<String> = found.iter().map(PortRow::service).collect();
+    services.dedup();
+    match services.as_slice() {
+        [] => bail!(
+            "no Service {wanted} is programmed: see `lb-agent service list`, and `lb-agent status` for what was left out"
+        ),
+        [_] => Ok(found),
+        several => bail!("several Services are called {wanted}, choose one: {}", several.join(", ")),
+    }
+}
+
+/// An address, with or without a port.
+fn parse_address(text: &str) -> Option<(IpAddr, Option<u16>)> {
+    let with_port = text.parse::<SocketAddr>().map(|at| (at.ip(), Some(at.port())));
+    with_port.or_else(|_| text.parse().map(|ip| (ip, None))).ok()
+}
+
+fn accepts(row: &PortRow, ip: IpAddr, port: Option<u16>) -> bool {
+    row.frontends
+        .iter()
+        .any(|frontend| frontend.address == ip && port.is_none_or(|port| frontend.port == port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::served::{PortLabel, Which};
+
+    fn label(service: &str) -> PortLabel {
+        let (namespace, name) = service.split_once('/').unwrap();
+        PortLabel { namespace: namespace.into(), name: name.into(), port: "http".into() }
+    }
+
+    fn row(id: u32, service: &str, at: &str) -> PortRow {
+        let at: SocketAddr = at.parse().unwrap();
+        let frontend = FrontendRow {
+            address: at.ip(),
+            port: at.port(),
+            protocol: "TCP".into(),
+            kind: "ClusterIP".into(),
+            run: Which::Cluster,
+            backends: 2,
+        };
+        PortRow {
+            id,
+            label: Some(label(service)),
+            frontends: vec![frontend],
+            cluster: 2,
+            local: 2,
+            internal: Which::Cluster,
+            affinity_s: 0,
+        }
+    }
+
+    fn ids(wanted: &str) -> Result<Vec<u32>, String> {
+        let rows = vec![
+            row(1, "a/web", "10.0.0.1:80"),
+            row(2, "a/web", "[fd00::1]:80"),
+            row(3, "b/web", "10.0.0.1:443"),
+            row(4, "b/api", "10.0.0.4:80"),
+        ];
+        let names: Names = rows.iter().filter_map(|row| Some((row.id, row.label.clone()?))).collect();
+        match find(rows, wanted, &names) {
+            Ok(found) => Ok(found.iter().map(|row| row.id).collect()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn a_service_is_found_by_name_and_by_address() {
+        assert_eq!(ids("a/web"), Ok(vec![1, 2]));
+        assert_eq!(ids("api"), Ok(vec![4]));
+        assert_eq!(ids("10.0.0.1"), Ok(vec![1, 3]));
+        assert_eq!(ids("10.0.0.1:443"), Ok(vec![3]));
+        assert_eq!(ids("[fd00::1]:80"), Ok(vec![2]));
+        assert_eq!(ids("fd00::1"), Ok(vec![2]));
+    }
+
+    #[test]
+    fn a_name_in_two_namespaces_is_refused_with_both() {
+        assert_eq!(ids("web"), Err("several Services are called web, choose one: a/web, b/web".into()));
+        assert!(ids("c/web").unwrap_err().contains("no Service c/web is programmed"));
+        assert!(ids("10.0.0.9").unwrap_err().contains("no service port accepts traffic at 10.0.0.9"));
+    }
+
+    #[test]
+    fn without_names_an_address_still_finds_a_service() {
+        let find = |wanted| find(vec![row(1, "a/web", "10.0.0.1:80")], wanted, &Names::new());
+        assert_eq!(find("10.0.0.1").unwrap().len(), 1);
+        assert!(find("web").unwrap_err().to_string().contains("give one of its addresses"));
+    }
+
+    #[test]
+    fn where_nothing_is_programmed_there_is_no_service_of_any_name() {
+        let error = find(Vec::new(), "web", &Names::new()).unwrap_err().to_string();
+        assert!(error.starts_with("no Service web is programmed"), "{error}");
+    }
+
+    #[test]
+    fn a_service_is_shown_with_frontends_and_backends() {
+        let backend = BackendRow {
+            address: [10, 1, 1, 10].into(),
+            port: 8080,
+            id: 4,
+            generation: 9,
+            state: "active",
+            runs: vec![Which::Cluster, Which::Local],
+        };
+        let shown = render(&Detail { port: row(1, "a/web", "10.0.0.1:80"), backends: vec![backend] });
+        let expected = "\
+service          a/web
+port             http
+id               1
+internal policy  cluster
+affinity         none
+
+FRONTEND         KIND       BACKENDS
+10.0.0.1:80/TCP  ClusterIP  2 cluster
+
+BACKEND             ID  GENERATION  STATE   RUNS
+10.1.1.10:8080/TCP  4   9           active  cluster,local";
+        assert_eq!(shown, expected);
+    }
+}

@@ -1,0 +1,79 @@
+//! What compiling one service gives: entries keyed by meaning, without ids and without byte order.
+
+use core::net::SocketAddr;
+
+use crate::model::{Family, Name, Protocol, ServiceName};
+
+/// Identity of a service port in one family (SEL-8): renumbering a port is an update, renaming it is delete + add.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PortKey {
+    /// The Service.
+    pub service: ServiceName,
+    /// Name of the port; empty for a single unnamed port.
+    pub port: Name,
+    /// Protocol of the port.
+    pub protocol: Protocol,
+    /// Family of the frontends and the backends.
+    pub family: Family,
+}
+
+/// Why an address accepts traffic for a service port.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum FrontendKind {
+    /// `spec.clusterIPs`.
+    ClusterIp,
+    /// `spec.externalIPs`.
+    ExternalIp,
+    /// `status.loadBalancer.ingress[].ip` with ipMode VIP (LB-1).
+    LoadBalancer,
+    /// `nodePort` on every address of this node; the address of the entry is unspecified.
+    NodePort,
+}
+
+/// An address and port that accepts traffic.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Frontend {
+    /// Address and port, host byte order. [`FrontendKind::NodePort`] has the unspecified address of the family.
+    pub at: SocketAddr,
+    /// Why.
+    pub kind: FrontendKind,
+}
+
+/// An endpoint that may serve, as the maps need it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Target {
+    /// Address and port of the endpoint, host byte order.
+    pub at: SocketAddr,
+    /// Serving while terminating: it is in a set only because nothing else is (TE-2).
+    pub terminating: bool,
+}
+
+/// Which set serves which frontends, and what an empty one means.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Policies {
+    /// [`FrontendKind::ClusterIp`] uses `local`, all clients alike (EP-8).
+    pub internal_local: bool,
+    /// The other kinds use `local` for clients that are neither pods nor processes of this node; those use `cluster`
+    /// (EP-8, MQ-4).
+    pub external_local: bool,
+    /// Some endpoint on some node may serve. Where the chosen set is empty: drop if true, refuse if false (2.7, NE-2).
+    pub has_any: bool,
+}
+
+/// Everything that one service port of one family needs in the maps. Equal input gives equal bytes on every node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PortEntries {
+    /// Which service port this is.
+    pub key: PortKey,
+    /// Sorted, one per address and port, never empty.
+    pub frontends: Vec<Frontend>,
+    /// Who serves connections of Cluster policy: sorted, without duplicates. Empty if no frontend uses it (SP-5), which is
+    /// so only where `policies.internal_local` holds for every frontend.
+    pub cluster: Vec<Target>,
+    /// Who serves connections of Local policy: sorted, without duplicates. Empty if no frontend uses it (SP-6).
+    pub local: Vec<Target>,
+    /// Which frontends use which set.
+    pub policies: Policies,
+    /// `ClientIP` affinity: seconds, 1..=86400; 0 means none.
+    pub affinity_s: u32,
+}

@@ -1,0 +1,308 @@
+//! Loading the object over maps that are pinned already, or over bigger copies of them.
+//!
+//! Growing is: create bigger maps, copy every entry under its old key and id, put the new maps in the place of the old pins;
+//! then, before anything is written, [`super::attach::replace`] the programs. Whoever stops in between leaves pins of equal
+//! content, and the next start replaces the programs.
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader, Pod,
+    maps::{Map, MapData},
+    programs::{CgroupSockAddr, ProgramError, ProgramType},
+    sys::{BpfHelper, is_helper_supported},
+};
+use core::fmt::Debug;
+use std::{os::fd::AsFd as _, path::Path};
+
+use lb_common::abi::{Addr, Address, Frontend, FrontendKey, maps as names};
+
+use super::{OBJECT, PROGRAMS, Program, host::HostError};
+use crate::{
+    config::RefuseBy,
+    maps::{
+        Array, MapError, Maps, Op, Table,
+        grace::KernelGrace,
+        kernel::{KernelArray, KernelTable, from_aya},
+        memory::Capacities,
+        pin::{PinDir, PinError, SPECS},
+        sys,
+    },
+};
+
+/// Why the object could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The folder in bpffs.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// A map.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The kernel refused a map or the object's BTF.
+    #[error("cannot create the BPF maps")]
+    Object(#[source] Box<EbpfError>),
+    /// The kernel refused something, and lacks what socket storage needs.
+    #[error(
+        "this kernel has no BTF ({VMLINUX}): lb-agent needs one that was built with CONFIG_DEBUG_INFO_BTF"
+    )]
+    NoBtf(#[source] Box<LoadError>),
+    /// The kernel refused a program.
+    #[error("the kernel refuses the program {program}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// The verifier's or the loader's words.
+        #[source]
+        source: Box<ProgramError>,
+    },
+    /// The object lacks something that this agent was built with.
+    #[error("the BPF object has no {0}: it was not built with this agent")]
+    Missing(&'static str),
+}
+
+/// Where a kernel shows its own BTF.
+const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// What programs know for their whole life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Switches {
+    /// `LB_HOST_NETNS`
+    pub host_netns: u64,
+    /// `LB_HAS_SET_RETVAL`
+    pub has_set_retval: bool,
+    /// `LB_HAS_MPTCP`
+    pub has_mptcp: bool,
+}
+
+impl Switches {
+    /// Probes the kernel, and follows `refuse_by` as far as it can.
+    ///
+    /// # Errors
+    /// [`HostError::NoSetRetval`].
+    pub fn probe(host_netns: u64, refuse_by: RefuseBy) -> Result<Self, HostError> {
+        let probed = is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval);
+        let has_set_retval = match (refuse_by, probed.unwrap_or(false)) {
+            (RefuseBy::Auto, found) => found,
+            (RefuseBy::Hook, true) => true,
+            (RefuseBy::Hook, false) => return Err(HostError::NoSetRetval),
+            (RefuseBy::Address, _) => false,
+        };
+        // The helper is offered by kernels without MPTCP too, but a program that calls it does not load there.
+        let has_mptcp = Path::new("/proc/sys/net/mptcp").exists()
+            && is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_skc_to_mptcp_sock)
+                .unwrap_or(false);
+        Ok(Self { host_netns, has_set_retval, has_mptcp })
+    }
+}
+
+/// A map that has a size.
+fn wanted(capacities: &Capacities, name: &str) -> Option<u32> {
+    match name {
+        names::FRONTENDS => Some(capacities.frontends),
+        names::ADDRESSES => Some(capacities.addresses),
+        names::SERVICES => Some(capacities.services),
+        names::SLOTS => Some(capacities.slots),
+        names::BACKENDS => Some(capacities.backends),
+        _ => None,
+    }
+}
+
+/// Programs that are loaded, not attached.
+pub struct Loaded {
+    /// The object.
+    pub ebpf: Ebpf,
+    /// The maps for the reconciler.
+    pub maps: Maps,
+    /// Their sizes.
+    pub capacities: Capacities,
+    /// Logs what the programs have said since the last call; nothing in builds without `bpf-log`.
+    pub flush_log: Box<dyn FnMut() + Send>,
+}
+
+/// Loads the object over the pinned maps. Maps that are not pinned yet, and those that are smaller than `need`, are
+/// created; the latter take over every entry of the old ones.
+///
+/// # Errors
+/// [`LoadError`]; what was pinned and attached before is still there and works.
+pub fn load(
+    dir: &PinDir,
+    switches: Switches,
+    need: Capacities,
+    on_grace: impl Fn() + Send + 'static,
+) -> Result<Loaded, LoadError> {
+    // Below 5.11 maps count against the limit on locked memory; where it cannot be raised, loading will say so.
+    drop(sys::unlimit_memlock());
+    let mut capacities = need;
+    let mut grown = Vec::new();
+    for spec in &SPECS {
+        let found = dir.found(spec)?;
+        let (Some(found), Some(wanted)) = (found, wanted(&need, spec.name)) else { continue };
+        if found.max_entries() < wanted {
+            grown.push(spec.name);
+        } else {
+            set(&mut capacities, spec.name, found.max_entries());
+        }
+    }
+    check_layout(dir)?;
+    let mut ebpf = open_object(dir, switches, &capacities, &grown).map_err(without_btf)?;
+    for Program { name, .. } in PROGRAMS {
+        let program = ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
+        let failed = |source| LoadError::Program { program: name, source: Box::new(source) };
+        let program: &mut CgroupSockAddr = program.try_into().map_err(failed)?;
+        program.load().map_err(failed).map_err(without_btf)?;
+    }
+    let bigger: Vec<_> = grown
+        .into_iter()
+        .map(|name| Ok((name, copy(dir, &ebpf, name)?)))
+        .collect::<Result<_, LoadError>>()?;
+    // Only now: whatever fails before leaves every pin as it was.
+    for (name, map) in &bigger {
+        dir.replace(name, map)?;
+    }
+    let flush_log = read_log(&mut ebpf);
+    let maps = take_maps(&mut ebpf, on_grace)?;
+    Ok(Loaded { ebpf, maps, capacities, flush_log })
+}
+
+/// Names the lack of BTF as the cause of what may be its consequence.
+fn without_btf(error: LoadError) -> LoadError {
+    if Path::new(VMLINUX).exists() { error } else { LoadError::NoBtf(Box::new(error)) }
+}
+
+/// Sizes of keys and values may be equal in two layouts.
+fn check_layout(dir: &PinDir) -> Result<(), LoadError> {
+    let path = dir.map(names::META);
+    if path.exists() {
+        let map = MapData::from_pin(&path).map_err(|error| opening(names::META, error))?;
+        dir.check_layout(&KernelArray::new(names::META, &map)?)?;
+    }
+    Ok(())
+}
+
+#[cfg(feature = "bpf-log")]
+fn read_log(ebpf: &mut Ebpf) -> Box<dyn FnMut() + Send> {
+    match aya_log::EbpfLogger::init(ebpf) {
+        Ok(mut log) => Box::new(move || log.flush()),
+        Err(error) => {
+            tracing::warn!(%error, "cannot read what the BPF programs log");
+            Box::new(|| {})
+        }
+    }
+}
+
+#[cfg(not(feature = "bpf-log"))]
+fn read_log(_: &mut Ebpf) -> Box<dyn FnMut() + Send> {
+    Box::new(|| {})
+}
+
+fn set(capacities: &mut Capacities, name: &str, entries: u32) {
+    match name {
+        names::FRONTENDS => capacities.frontends = entries,
+        names::ADDRESSES => capacities.addresses = entries,
+        names::SERVICES => capacities.services = entries,
+        names::SLOTS => capacities.slots = entries,
+        names::BACKENDS => capacities.backends = entries,
+        _ => {}
+    }
+}
+
+/// Creates or adopts every map; those in `grown` are created beside their pins.
+fn open_object(
+    dir: &PinDir,
+    switches: Switches,
+    capacities: &Capacities,
+    grown: &[&str],
+) -> Result<Ebpf, LoadError> {
+    let [has_set_retval, has_mptcp] = [switches.has_set_retval, switches.has_mptcp].map(u32::from);
+    let mut loader = EbpfLoader::new();
+    loader.override_global("LB_HOST_NETNS", &switches.host_netns, true);
+    loader.override_global("LB_HAS_SET_RETVAL", &has_set_retval, true);
+    loader.override_global("LB_HAS_MPTCP", &has_mptcp, true);
+    for spec in &SPECS {
+        if let Some(entries) = wanted(capacities, spec.name) {
+            loader.map_max_entries(spec.name, entries);
+        }
+        if !grown.contains(&spec.name) {
+            loader.map_pin_path(spec.name, dir.map(spec.name));
+        }
+    }
+    loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))
+}
+
+/// Copies a pinned map into the object's bigger one.
+fn copy(dir: &PinDir, ebpf: &Ebpf, name: &'static str) -> Result<MapData, LoadError> {
+    let old = MapData::from_pin(dir.map(name)).map_err(|error| opening(name, error))?;
+    let new = again(name, data(ebpf.map(name).ok_or(LoadError::Missing(name))?, name)?)?;
+    match name {
+        names::FRONTENDS => copy_table::<FrontendKey, Frontend>(name, old, &new)?,
+        names::ADDRESSES => copy_table::<Addr, Address>(name, old, &new)?,
+        _ => copy_array(name, &old, &new)?,
+    }
+    Ok(new)
+}
+
+fn copy_table<K, V>(name: &'static str, old: MapData, new: &MapData) -> Result<(), LoadError>
+where
+    K: Pod + Ord + Debug + Send,
+    V: Pod + Send,
+{
+    let mut new = KernelTable::<K, V>::new(name, again(name, new)?)?;
+    for (key, value) in KernelTable::<K, V>::new(name, old)?.dump()? {
+        new.create(&key, &value)?;
+    }
+    Ok(())
+}
+
+/// The same map by another descriptor. Opening it by its id would need `CAP_SYS_ADMIN`.
+fn again(name: &'static str, map: &MapData) -> Result<MapData, LoadError> {
+    let fd = map.fd().as_fd().try_clone_to_owned();
+    let fd = fd.map_err(|errno| MapError::Kernel { map: name, op: Op::Open, errno })?;
+    MapData::from_fd(fd).map_err(|error| opening(name, error))
+}
+
+fn copy_array(name: &'static str, old: &MapData, new: &MapData) -> Result<(), LoadError> {
+    let old = KernelArray::new(name, old)?;
+    let mut new = KernelArray::new(name, new)?;
+    for index in 0..old.words() {
+        let word = old.load(index);
+        if word != 0 {
+            new.store(index, word)?;
+        }
+    }
+    Ok(())
+}
+
+fn opening(map: &'static str, error: aya::maps::MapError) -> LoadError {
+    from_aya(map, Op::Open, error).into()
+}
+
+/// The map behind aya's enumeration of kinds.
+fn data<'a>(map: &'a Map, name: &'static str) -> Result<&'a MapData, LoadError> {
+    match map {
+        Map::HashMap(data) | Map::Array(data) => Ok(data),
+        _ => Err(LoadError::Missing(name)),
+    }
+}
+
+/// The maps that the reconciler writes.
+fn take_maps(ebpf: &mut Ebpf, on_grace: impl Fn() + Send + 'static) -> Result<Maps, LoadError> {
+    let mut hash = |name: &'static str| match ebpf.take_map(name) {
+        Some(Map::HashMap(data)) => Ok(data),
+        _ => Err(LoadError::Missing(name)),
+    };
+    let frontends = KernelTable::<FrontendKey, Frontend>::new(names::FRONTENDS, hash(names::FRONTENDS)?)?;
+    let addresses = KernelTable::<Addr, Address>::new(names::ADDRESSES, hash(names::ADDRESSES)?)?;
+    let array = |name: &'static str| -> Result<Box<dyn Array>, LoadError> {
+        let map = data(ebpf.map(name).ok_or(LoadError::Missing(name))?, name)?;
+        Ok(Box::new(KernelArray::new(name, map)?))
+    };
+    Ok(Maps {
+        frontends: Box::new(frontends),
+        addresses: Box::new(addresses),
+        services: array(names::SERVICES)?,
+        slots: array(names::SLOTS)?,
+        backends: array(names::BACKENDS)?,
+        config: array(names::CONFIG)?,
+        meta: array(names::META)?,
+        grace: Box::new(KernelGrace::start(on_grace)?),
+    })
+}

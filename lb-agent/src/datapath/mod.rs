@@ -1,0 +1,36 @@
+//! The BPF side of the agent: loading the object, attaching its programs, and what of this node they must know.
+
+pub mod attach;
+pub mod cookie;
+pub mod devices;
+pub mod host;
+pub mod load;
+
+/// The object that lb-ebpf was built into.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
+
+/// A program and its hook.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Program {
+    /// Its name in the object, which is also the name of its link's pin.
+    pub name: &'static str,
+    /// `BPF_CGROUP_*` (include/uapi/linux/bpf.h).
+    pub attach_type: u32,
+}
+
+const fn program(name: &'static str, attach_type: u32) -> Program {
+    Program { name, attach_type }
+}
+
+/// Every program, in the order in which they are attached: what shows the frontend comes before what hides it. They are
+/// detached in the opposite order.
+pub const PROGRAMS: [Program; 8] = [
+    program("lb_recvmsg4", 19),
+    program("lb_recvmsg6", 20),
+    program("lb_getpeername4", 29),
+    program("lb_getpeername6", 30),
+    program("lb_sendmsg4", 14),
+    program("lb_sendmsg6", 15),
+    program("lb_connect4", 10),
+    program("lb_connect6", 11),
+];

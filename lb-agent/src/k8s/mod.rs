@@ -1,0 +1,55 @@
+//! Where objects come from: an API server or a folder of manifests, both through the same conversion.
+//!
+//! ```text
+//! connect.rs, api.rs   list and watch     \
+//!                                          >  service.rs, slice.rs, node.rs  -->  model::Event
+//! manifests/           read, read again   /
+//! ```
+//!
+//! Objects are converted at the edge and dropped; nothing behind this module knows an API type. Conversion is pure and
+//! total: a field that cannot be used becomes a [`Fault`](crate::model::Fault) of the result, an object that cannot be used
+//! at all is [`Refused`].
+//!
+//! *Invariant:* only this module names `kube` or `k8s_openapi`.
+
+pub mod api;
+#[cfg(test)]
+mod api_tests;
+mod connect;
+mod fields;
+pub mod manifests;
+mod node;
+mod outage;
+mod pace;
+mod select;
+mod service;
+mod slice;
+#[cfg(test)]
+mod tests;
+mod transport;
+
+pub use connect::{Access, ConnectError, connect};
+pub use node::node;
+pub use service::service;
+pub use slice::slice;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+/// Why an object as a whole is not taken in.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refused {
+    /// `metadata.name` is missing.
+    #[error("the object has no metadata.name")]
+    NoName,
+    /// A slice without an owner (ES-2).
+    #[error("the EndpointSlice has no label kubernetes.io/service-name")]
+    NoOwner,
+    /// A slice of host names or of an unknown type (ES-1).
+    #[error("addressType {0:?} is neither IPv4 nor IPv6")]
+    AddressType(Box<str>),
+}
+
+/// The namespace of an object; where none is given, the one kubectl would use.
+fn namespace(meta: &ObjectMeta) -> &str {
+    meta.namespace.as_deref().filter(|namespace| !namespace.is_empty()).unwrap_or("default")
+}

@@ -1,0 +1,32 @@
+//! What a source says.
+
+use std::sync::Arc;
+
+use super::{Node, Service, ServiceName, Slice, SliceName};
+
+/// One step of the stream of one kind.
+///
+/// A stream begins with `Restart`. After `Complete` the state equals the listed objects; between the two, objects of an
+/// earlier list stay in force.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change<K, V> {
+    /// A complete list begins.
+    Restart,
+    /// The object is there, new or changed.
+    Apply(V),
+    /// The object is gone.
+    Delete(K),
+    /// What was not applied since the last `Restart` is gone.
+    Complete,
+}
+
+/// A change of one of the three kinds that decide where traffic goes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// A Service.
+    Service(Change<ServiceName, Service>),
+    /// An `EndpointSlice`.
+    Slice(Change<SliceName, Slice>),
+    /// The own Node; others are ignored.
+    Node(Change<Arc<str>, Node>),
+}

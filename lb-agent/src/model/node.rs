@@ -1,0 +1,57 @@
+//! The node this agent runs on.
+
+use core::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::Name;
+
+/// The own Node object.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Node {
+    /// Name; equal to `nodeName` in slices (ND-5).
+    pub name: Arc<str>,
+    /// Label `topology.kubernetes.io/zone`; absent and empty are the same (TP-4).
+    pub zone: Option<Name>,
+    /// `status.addresses` that are IP addresses: `InternalIP` before `ExternalIP`, each in the order of the object,
+    /// so the first of a family is the primary one (NP-3).
+    pub addresses: Box<[IpAddr]>,
+    /// `spec.podCIDRs`.
+    pub pod_cidrs: Box<[IpNet]>,
+    /// Being deleted, or tainted by the cluster autoscaler: cloud load balancers should leave it (HZ-4).
+    pub is_draining: bool,
+}
+
+impl Node {
+    /// A Node that says nothing but its name.
+    pub fn new(name: Arc<str>) -> Self {
+        Self { name, zone: None, addresses: Box::default(), pod_cidrs: Box::default(), is_draining: false }
+    }
+}
+
+/// What is known of the own node. The name comes from the configuration, so it is known before the Node object is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeContext {
+    /// Name of the own node.
+    pub name: Arc<str>,
+    /// The Node object, once it has been seen and as long as it exists.
+    pub node: Option<Node>,
+}
+
+impl NodeContext {
+    /// Only the name is known.
+    pub const fn new(name: Arc<str>) -> Self {
+        Self { name, node: None }
+    }
+
+    /// The zone, if the Node object is known and names one.
+    pub fn zone(&self) -> Option<&str> {
+        self.node.as_ref()?.zone.as_deref()
+    }
+
+    /// Addresses of the Node object, primary ones first in their family.
+    pub fn addresses(&self) -> &[IpAddr] {
+        self.node.as_ref().map_or(&[], |node| &node.addresses)
+    }
+}

@@ -1,0 +1,291 @@
+//! Tests of [`ClusterState`]: tables for single rules, properties for event orders.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::arbitrary::{self, OWN_NODE};
+use super::*;
+use crate::compile::Compiled;
+
+fn state() -> ClusterState {
+    ClusterState::new(OWN_NODE.into())
+}
+
+/// Applies one event and returns what it touched.
+fn apply(state: &mut ClusterState, event: Event) -> Vec<String> {
+    let mut touched = BTreeSet::new();
+    state.apply(event, &mut touched);
+    touched.iter().map(ToString::to_string).collect()
+}
+
+fn service(name: &str) -> Service {
+    let cluster_ips = ClusterIps { v4: Some([10, 96, 0, 1].into()), v6: None };
+    Service { cluster_ips, ..Service::new(ServiceName::new("ns", name)) }
+}
+
+fn slice(name: &str, owner: &str, last: u8) -> Slice {
+    let facts = EndpointFacts {
+        addr: [10, 0, 0, last].into(),
+        conditions: Conditions::new(None, None, None),
+        node: None,
+        zone_hints: vec![],
+        node_hints: vec![],
+    };
+    let owner = ServiceName::new("ns", owner);
+    arbitrary::build(SliceName::new("ns", name), owner, Family::V4, &[], &[facts])
+}
+
+fn slices_of(state: &ClusterState, owner: &str) -> Vec<String> {
+    state.slices_of(&ServiceName::new("ns", owner)).map(|slice| slice.name.name.to_string()).collect()
+}
+
+fn put_service(service: Service) -> Event {
+    Event::Service(Change::Apply(service))
+}
+
+fn put_slice(slice: Slice) -> Event {
+    Event::Slice(Change::Apply(slice))
+}
+
+/// BS-8.
+#[test]
+fn the_service_of_the_api_server_keeps_its_last_endpoints() {
+    let named = |namespace: &str, name: &str| {
+        let mut slice = slice("s", name, 1);
+        slice.name.namespace = namespace.into();
+        slice.service.namespace = namespace.into();
+        (slice.service.clone(), slice)
+    };
+    for (namespace, name, is_kept) in
+        [("default", "kubernetes", true), ("default", "web", false), ("ns", "kubernetes", false)]
+    {
+        let (owner, slice) = named(namespace, name);
+        let mut state = state();
+        let serving = |state: &ClusterState| state.serving_slices(&owner).flat_map(Slice::endpoints).count();
+        apply(&mut state, put_slice(slice.clone()));
+        assert_eq!(serving(&state), 1);
+        apply(
+            &mut state,
+            put_slice(arbitrary::build(slice.name.clone(), owner.clone(), Family::V4, &[], &[])),
+        );
+        assert_eq!(serving(&state), usize::from(is_kept), "{owner} with an empty slice");
+        apply(&mut state, Event::Slice(Change::Delete(slice.name.clone())));
+        assert_eq!(serving(&state), usize::from(is_kept), "{owner} without a slice");
+        let mut next = slice;
+        next.name = SliceName::new(namespace, "other");
+        apply(&mut state, put_slice(next));
+        let slices: Vec<&str> = state.serving_slices(&owner).map(|slice| &*slice.name.name).collect();
+        assert_eq!(slices, ["other"]);
+    }
+}
+
+/// ES-3, ES-14.
+#[test]
+fn a_relabelled_slice_moves_and_touches_both_owners() {
+    let mut state = state();
+    assert_eq!(apply(&mut state, put_slice(slice("s", "old", 1))), ["ns/old"]);
+    assert_eq!(apply(&mut state, put_slice(slice("s", "new", 1))), ["ns/new", "ns/old"]);
+    assert_eq!(slices_of(&state, "old"), [""; 0]);
+    assert_eq!(slices_of(&state, "new"), ["s"]);
+    assert_eq!(apply(&mut state, Event::Slice(Change::Delete(SliceName::new("ns", "s")))), ["ns/new"]);
+    assert_eq!(slices_of(&state, "new"), [""; 0]);
+}
+
+#[test]
+fn an_apply_that_changes_nothing_touches_nothing() {
+    let mut state = state();
+    for event in [put_service(service("web")), put_slice(slice("s", "web", 1))] {
+        assert_eq!(apply(&mut state, event.clone()), ["ns/web"]);
+        assert_eq!(apply(&mut state, event), [""; 0]);
+    }
+}
+
+#[test]
+fn an_unknown_object_can_be_deleted() {
+    let mut state = state();
+    assert_eq!(apply(&mut state, Event::Service(Change::Delete(ServiceName::new("ns", "x")))), [""; 0]);
+    assert_eq!(apply(&mut state, Event::Slice(Change::Delete(SliceName::new("ns", "x")))), [""; 0]);
+    assert_eq!(apply(&mut state, Event::Node(Change::Delete("x".into()))), [""; 0]);
+}
+
+/// SY-1.
+#[test]
+fn the_state_is_complete_when_all_three_kinds_were_listed_once() {
+    let mut state = state();
+    assert!(!state.is_complete());
+    apply(&mut state, Event::Service(Change::Complete));
+    apply(&mut state, Event::Slice(Change::Complete));
+    assert!(!state.is_complete());
+    apply(&mut state, Event::Node(Change::Complete));
+    assert!(state.is_complete());
+    apply(&mut state, Event::Service(Change::Restart));
+    assert!(state.is_complete());
+}
+
+/// SY-9.
+#[test]
+fn complete_drops_what_was_not_listed_again() {
+    let mut state = state();
+    for name in ["gone", "kept"] {
+        apply(&mut state, put_service(service(name)));
+        apply(&mut state, put_slice(slice(name, name, 1)));
+    }
+    assert_eq!(apply(&mut state, Event::Service(Change::Restart)), [""; 0]);
+    assert_eq!(apply(&mut state, put_service(service("kept"))), [""; 0]);
+    assert_eq!(state.services().count(), 2, "an earlier list stays in force until the new one is complete");
+    assert_eq!(apply(&mut state, Event::Service(Change::Complete)), ["ns/gone"]);
+    assert_eq!(state.services().map(ToString::to_string).collect::<Vec<_>>(), ["ns/kept"]);
+
+    apply(&mut state, Event::Slice(Change::Restart));
+    apply(&mut state, put_slice(slice("kept", "kept", 1)));
+    assert_eq!(apply(&mut state, Event::Slice(Change::Complete)), ["ns/gone"]);
+    assert_eq!(slices_of(&state, "gone"), [""; 0]);
+}
+
+/// TP-8, ND-4.
+#[test]
+fn a_new_zone_of_the_own_node_touches_every_service() {
+    let own = |zone: Option<&str>| {
+        let node = Node { zone: zone.map(Into::into), ..Node::new(OWN_NODE.into()) };
+        Event::Node(Change::Apply(node))
+    };
+    let mut state = state();
+    apply(&mut state, put_service(service("web")));
+    assert_eq!(apply(&mut state, own(None)), [""; 0]);
+    assert_eq!(apply(&mut state, own(Some("a"))), ["ns/web"]);
+    assert_eq!(apply(&mut state, own(Some("a"))), [""; 0]);
+    let other = Node { zone: Some("b".into()), ..Node::new("n2".into()) };
+    assert_eq!(apply(&mut state, Event::Node(Change::Apply(other))), [""; 0]);
+    assert_eq!(state.node().zone(), Some("a"));
+
+    apply(&mut state, Event::Node(Change::Restart));
+    assert_eq!(apply(&mut state, Event::Node(Change::Complete)), ["ns/web"]);
+    assert_eq!(state.node().zone(), None);
+}
+
+/// The objects that events leave behind, by the plainest means.
+#[derive(Default)]
+struct Reference {
+    services: BTreeMap<ServiceName, Service>,
+    slices: BTreeMap<SliceName, Slice>,
+    nodes: BTreeMap<Arc<str>, Node>,
+    seen_services: BTreeSet<ServiceName>,
+    seen_slices: BTreeSet<SliceName>,
+    seen_nodes: BTreeSet<Arc<str>>,
+}
+
+fn refer<K: Ord + Clone, V>(
+    objects: &mut BTreeMap<K, V>,
+    seen: &mut BTreeSet<K>,
+    change: Change<K, V>,
+    key: impl Fn(&V) -> K,
+) {
+    match change {
+        Change::Restart => seen.clear(),
+        Change::Apply(object) => {
+            seen.insert(key(&object));
+            objects.insert(key(&object), object);
+        }
+        Change::Delete(name) => {
+            objects.remove(&name);
+        }
+        Change::Complete => objects.retain(|name, _| seen.contains(name)),
+    }
+}
+
+impl Reference {
+    fn apply(&mut self, event: Event) {
+        match event {
+            Event::Service(change) => {
+                refer(&mut self.services, &mut self.seen_services, change, |service| service.name.clone());
+            }
+            Event::Slice(change) => {
+                refer(&mut self.slices, &mut self.seen_slices, change, |slice| slice.name.clone());
+            }
+            Event::Node(change) => {
+                refer(&mut self.nodes, &mut self.seen_nodes, change, |node| Arc::clone(&node.name));
+            }
+        }
+    }
+
+    /// A state that was told only the objects that are left, last name first.
+    fn fresh(self) -> ClusterState {
+        let mut state = state();
+        let mut touched = BTreeSet::new();
+        let slices = self.slices.into_values().rev().map(put_slice);
+        let services = self.services.into_values().rev().map(put_service);
+        let nodes = self.nodes.into_values().map(|node| Event::Node(Change::Apply(node)));
+        for event in slices.chain(services).chain(nodes) {
+            state.apply(event, &mut touched);
+        }
+        state
+    }
+}
+
+fn compiled(state: &ClusterState) -> BTreeMap<ServiceName, Compiled> {
+    state.services().map(|name| (name.clone(), state.compile(name))).collect()
+}
+
+/// A stream of one kind: changes, with whole lists now and then. `Complete` follows a `Restart`, as every source keeps it.
+fn changes<K: Clone + core::fmt::Debug + 'static, V: Clone + core::fmt::Debug + 'static>(
+    key: impl Strategy<Value = K> + 'static,
+    value: impl Strategy<Value = V> + 'static,
+) -> impl Strategy<Value = Vec<Change<K, V>>> {
+    let value = value.boxed();
+    let single = prop_oneof![
+        4 => value.clone().prop_map(|value| vec![Change::Apply(value)]),
+        2 => key.prop_map(|key| vec![Change::Delete(key)]),
+    ];
+    let list = vec(value, 0..4).prop_map(|values| {
+        let applies = values.into_iter().map(Change::Apply);
+        [Change::Restart].into_iter().chain(applies).chain([Change::Complete]).collect()
+    });
+    vec(prop_oneof![5 => single, 1 => list], 0..8).prop_map(|parts| parts.concat())
+}
+
+/// Three streams, interleaved at random.
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let services = changes(arbitrary::service_name(), arbitrary::service());
+    let slices = changes(arbitrary::slice_name(), arbitrary::slice());
+    let nodes = changes(Just(Arc::from(OWN_NODE)), arbitrary::node());
+    (services, slices, nodes, vec(0..3_u8, 64)).prop_map(|(services, slices, nodes, turns)| {
+        let mut streams: [Vec<Event>; 3] = [
+            services.into_iter().map(Event::Service).collect(),
+            slices.into_iter().map(Event::Slice).collect(),
+            nodes.into_iter().map(Event::Node).collect(),
+        ];
+        for stream in &mut streams {
+            stream.reverse();
+        }
+        let drawn: Vec<Event> =
+            turns.into_iter().filter_map(|turn| streams[usize::from(turn)].pop()).collect();
+        let rest = streams.into_iter().flat_map(|stream| stream.into_iter().rev());
+        drawn.into_iter().chain(rest).collect()
+    })
+}
+
+proptest! {
+    /// ES-3, ES-14, SY-9.
+    #[test]
+    fn any_event_order_with_the_same_end_gives_the_same_state(events in events()) {
+        let mut state = state();
+        let mut reference = Reference::default();
+        for event in events {
+            let before = compiled(&state);
+            let mut touched = BTreeSet::new();
+            state.apply(event.clone(), &mut touched);
+            reference.apply(event);
+            // What is not touched compiles as before, so that only touched services need to be looked at.
+            let after = compiled(&state);
+            for name in before.keys().chain(after.keys()) {
+                prop_assert!(touched.contains(name) || before.get(name) == after.get(name), "{name}");
+            }
+        }
+        let fresh = reference.fresh();
+        prop_assert_eq!(compiled(&state), compiled(&fresh));
+        prop_assert_eq!(state.node(), fresh.node());
+    }
+}

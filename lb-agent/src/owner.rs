@@ -1,0 +1,448 @@
+//! The one owner of the cluster state, the ids and the maps.
+//!
+//! ```text
+//! sources, devices, grace periods, ticks, questions  ->  one channel  ->  Owner  ->  maps
+//! ```
+//!
+//! It runs on a thread of its own, because writing maps blocks. Nothing is written before Services, EndpointSlices and the
+//! own Node are listed (SY-1); after that only touched Services are compiled. A failed write is answered by reading the maps
+//! again and planning everything.
+
+mod need;
+mod report;
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use aya::Ebpf;
+use lb_common::abi::{Addr, Address, SocketLb};
+use tokio::sync::mpsc::{Receiver, WeakSender};
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    compile::PortKey,
+    datapath::{
+        attach::{self, Attached},
+        load::{self, LoadError, Loaded, Switches},
+    },
+    healer::Healer,
+    maps::{MapError, memory::Capacities, pin::PinDir},
+    model::{ClusterState, Event, Notice, ServiceName},
+    reconcile::{Contested, Desired, NoRoom, Outcome, Reconciler},
+};
+use need::Need;
+
+pub use report::{PortName, Progress, Report};
+
+/// Services planned together: bounds the memory of a plan and the time between two looks at the channel.
+const CHUNK: usize = 1000;
+/// Everything is planned again this often, whatever was touched.
+const FULL_PASS: Duration = Duration::from_mins(5);
+/// Between two attempts to make the maps larger after one has failed.
+const GROW_AGAIN: Duration = Duration::from_secs(30);
+/// Service ports without room that are named in the log; all of them are in the status.
+const MOST_NAMED: usize = 20;
+/// Silence about a list that does not come.
+const WAITING: Duration = Duration::from_secs(30);
+
+/// What the owner is told.
+pub enum Message {
+    /// A source has news.
+    Object(Event),
+    /// The node's addresses, all of them.
+    Addresses(BTreeMap<Addr, Address>),
+    /// Grace periods have passed.
+    Grace,
+    /// Time to look after what was left undone.
+    Tick,
+    /// Somebody wants to look; the answer travels inside the function.
+    Ask(Box<dyn FnOnce(&Owner) + Send>),
+    /// End. Programs, links and maps stay.
+    Stop,
+}
+
+/// What the owner needs to know at start.
+#[derive(Debug)]
+pub struct Settings {
+    /// `metadata.name` of the own Node.
+    pub node: Arc<str>,
+    /// Where the programs are attached.
+    pub cgroup: PathBuf,
+    /// Which sockets they serve.
+    pub socket_lb: SocketLb,
+    /// What they know of the kernel.
+    pub switches: Switches,
+}
+
+/// The maps and programs, once they are loaded.
+struct Running {
+    reconciler: Reconciler,
+    capacities: Capacities,
+    attached: Vec<(&'static str, Attached)>,
+    /// See [`load::Loaded::flush_log`].
+    flush_log: Box<dyn FnMut() + Send>,
+    full_pass: Instant,
+    /// The maps may differ from what the reconciler believes.
+    doubtful: bool,
+}
+
+/// See the module.
+pub struct Owner {
+    settings: Settings,
+    pins: PinDir,
+    healer: Healer,
+    messages: Receiver<Message>,
+    /// For the grace thread, which must not keep the channel open.
+    sender: WeakSender<Message>,
+    state: ClusterState,
+    touched: BTreeSet<ServiceName>,
+    addresses: Option<BTreeMap<Addr, Address>>,
+    addresses_changed: bool,
+    running: Option<Running>,
+    notices: BTreeMap<ServiceName, Vec<Notice>>,
+    contested: BTreeMap<PortKey, Vec<Contested>>,
+    left_out: BTreeMap<PortKey, NoRoom>,
+    /// When the maps could not be made larger.
+    failed_growth: Option<Instant>,
+    last_error: Option<String>,
+    waiting_since: Instant,
+}
+
+impl Owner {
+    /// An owner that has not begun.
+    pub fn new(
+        settings: Settings,
+        pins: PinDir,
+        healer: Healer,
+        messages: Receiver<Message>,
+        sender: WeakSender<Message>,
+    ) -> Self {
+        Self {
+            state: ClusterState::new(Arc::clone(&settings.node)),
+            settings,
+            pins,
+            healer,
+            messages,
+            sender,
+            touched: BTreeSet::new(),
+            addresses: None,
+            addresses_changed: false,
+            running: None,
+            notices: BTreeMap::new(),
+            contested: BTreeMap::new(),
+            left_out: BTreeMap::new(),
+            failed_growth: None,
+            last_error: None,
+            waiting_since: Instant::now(),
+        }
+    }
+
+    /// Runs until [`Message::Stop`] or until nobody can send any more.
+    ///
+    /// # Errors
+    /// What makes a start impossible: the kernel refuses the object or the attachment. Later failures are logged and tried
+    /// again.
+    pub fn run(mut self) -> anyhow::Result<()> {
+        while let Some(first) = self.messages.blocking_recv() {
+            if !self.take(first) {
+                break;
+            }
+            // A burst is one pass.
+            while let Ok(next) = self.messages.try_recv() {
+                if !self.take(next) {
+                    return Ok(());
+                }
+            }
+            self.work()?;
+        }
+        Ok(())
+    }
+
+    /// Takes in one message; false for the last one.
+    fn take(&mut self, message: Message) -> bool {
+        match message {
+            Message::Object(event) => self.state.apply(event, &mut self.touched),
+            Message::Addresses(addresses) => {
+                self.addresses = Some(addresses);
+                self.addresses_changed = true;
+            }
+            // What found no room may find it now.
+            Message::Grace | Message::Tick => {
+                self.touched.extend(self.left_out.keys().map(|port| port.service.clone()));
+            }
+            Message::Ask(look) => look(self),
+            Message::Stop => return false,
+        }
+        true
+    }
+
+    fn work(&mut self) -> anyhow::Result<()> {
+        if self.running.is_none() {
+            if !self.is_ready_to_start() {
+                return Ok(());
+            }
+            return self.start();
+        }
+        match self.pass() {
+            Err(error) => self.fail(&error),
+            Ok(()) if self.addresses_changed || !self.left_out.is_empty() => self.grow()?,
+            Ok(()) => {}
+        }
+        Ok(())
+    }
+
+    /// Notes a failed write. Whatever failed may have been half done: the maps are trusted, not the memory of them.
+    fn fail(&mut self, error: &anyhow::Error) {
+        let text = format!("{error:#}");
+        if self.last_error.as_ref() != Some(&text) {
+            error!(error = %text, "cannot program the maps, trying again every second");
+        }
+        self.last_error = Some(text);
+        if let Some(running) = &mut self.running {
+            running.doubtful = true;
+        }
+    }
+
+    fn is_ready_to_start(&mut self) -> bool {
+        let ready = self.state.is_complete() && self.addresses.is_some();
+        if !ready && self.waiting_since.elapsed() > WAITING {
+            self.waiting_since = Instant::now();
+            warn!(
+                listed = self.state.is_complete(),
+                addresses = self.addresses.is_some(),
+                "nothing is programmed before Services, EndpointSlices and this Node are listed"
+            );
+        }
+        ready
+    }
+
+    /// Loads the programs over maps that are large enough, fills the maps, attaches the programs.
+    fn start(&mut self) -> anyhow::Result<()> {
+        let begin = Instant::now();
+        let loaded = self.load(self.need())?;
+        let mut ebpf = self.take_over(loaded)?;
+        self.everything()?;
+        let attached = attach::attach(&mut ebpf, &self.pins, &self.settings.cgroup)?;
+        for (program, how) in &attached {
+            debug!(program, ?how, "program attached");
+        }
+        if let Some(running) = &mut self.running {
+            running.attached = attached;
+        }
+        self.healer.heal_after_start();
+        info!(
+            services = self.state.services().count(),
+            ports = self.running.as_ref().map_or(0, |running| running.reconciler.programmed().count()),
+            took = ?begin.elapsed(),
+            "ready"
+        );
+        Ok(())
+    }
+
+    /// How large the maps must be for everything that is known now.
+    fn need(&self) -> Capacities {
+        Need::of(&self.state, self.addresses.as_ref().map_or(0, BTreeMap::len)).capacities()
+    }
+
+    /// Loads the programs over maps that are large enough. Whatever fails changes nothing.
+    fn load(&self, need: Capacities) -> Result<Loaded, LoadError> {
+        let sender = self.sender.clone();
+        // A full channel wakes the owner anyway.
+        let on_grace = move || drop(sender.upgrade().map(|sender| sender.try_send(Message::Grace)));
+        load::load(&self.pins, self.settings.switches, need, on_grace)
+    }
+
+    /// Works with loaded maps from now on.
+    ///
+    /// Programs that are attached are replaced first, while their maps and the new ones have equal content: some maps may be
+    /// both, and what is written to those must not be read by a program that looks up the rest in old ones.
+    fn take_over(&mut self, mut loaded: Loaded) -> anyhow::Result<Ebpf> {
+        attach::replace(&mut loaded.ebpf, &self.pins)?;
+        let reconciler = Reconciler::restore(loaded.maps, self.settings.socket_lb)
+            .context("cannot take over the pinned maps")?;
+        self.running = Some(Running {
+            reconciler,
+            capacities: loaded.capacities,
+            attached: self.running.take().map_or_else(Vec::new, |before| before.attached),
+            flush_log: loaded.flush_log,
+            full_pass: Instant::now(),
+            doubtful: false,
+        });
+        self.addresses_changed = true;
+        Ok(loaded.ebpf)
+    }
+
+    /// Plans every Service, and removes what was found in the maps and belongs to none.
+    fn everything(&mut self) -> anyhow::Result<()> {
+        self.touched.extend(self.state.services().cloned());
+        self.plan_touched()?;
+        if let Some(running) = &mut self.running {
+            let outcome = running.reconciler.remove_unclaimed()?;
+            if outcome.writes != 0 {
+                info!(writes = outcome.writes, "removed what belongs to no Service");
+            }
+            self.touched.extend(outcome.again);
+            running.full_pass = Instant::now();
+        }
+        self.plan_touched()
+    }
+
+    /// Everything that is due.
+    fn pass(&mut self) -> anyhow::Result<()> {
+        let Some(running) = &mut self.running else { return Ok(()) };
+        (running.flush_log)();
+        // What had no room until now may have it.
+        self.touched.extend(running.reconciler.settle()?);
+        if running.doubtful {
+            running.reconciler.reload()?;
+            running.doubtful = false;
+            self.addresses_changed = true;
+            self.everything()?;
+            if self.last_error.take().is_some() {
+                info!("the maps are programmed again");
+            }
+        } else if running.full_pass.elapsed() > FULL_PASS {
+            self.everything()?;
+        } else {
+            self.plan_touched()?;
+        }
+        Ok(())
+    }
+
+    /// Plans the touched Services until none is left.
+    fn plan_touched(&mut self) -> anyhow::Result<()> {
+        let Some(running) = &mut self.running else { return Ok(()) };
+        if self.addresses_changed
+            && let Some(addresses) = &self.addresses
+        {
+            match running.reconciler.set_addresses(addresses) {
+                Ok(_) => self.addresses_changed = false,
+                // Nothing was written, and the Services can go on: the map grows after them.
+                Err(MapError::Full { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        while !self.touched.is_empty() {
+            let mut left = self.take_touched();
+            while !left.is_empty() {
+                let chunk = left.split_off(left.len().saturating_sub(CHUNK));
+                let desired: Vec<Desired> = chunk.iter().map(|name| self.compile(name)).collect();
+                let Some(running) = &mut self.running else { return Ok(()) };
+                match running.reconciler.apply(&desired) {
+                    Ok(outcome) => self.note(&chunk, outcome),
+                    Err(error) => {
+                        self.touched.extend(left);
+                        self.touched.extend(chunk);
+                        return Err(error.into());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the touched Services, the oldest last. Planned from the end, a contested frontend goes to its owner at once.
+    fn take_touched(&mut self) -> Vec<ServiceName> {
+        let mut touched: Vec<ServiceName> = core::mem::take(&mut self.touched).into_iter().collect();
+        if touched.len() > CHUNK {
+            let age = |name: &ServiceName| self.state.service(name).map_or(i64::MAX, |found| found.created_s);
+            touched.sort_by_cached_key(|name| Reverse((age(name), name.clone())));
+        }
+        touched
+    }
+
+    /// Compiles one Service and keeps what a person should hear of it.
+    fn compile(&mut self, name: &ServiceName) -> Desired {
+        let compiled = self.state.compile(name);
+        let known = self.notices.get(name).map_or(&[][..], Vec::as_slice);
+        for notice in compiled.notices.iter().filter(|notice| !known.contains(notice)) {
+            warn!(service = %notice.service, field = %notice.field, reason = %notice.reason, "cannot use a field");
+        }
+        if compiled.notices.is_empty() {
+            self.notices.remove(name);
+        } else {
+            self.notices.insert(name.clone(), compiled.notices);
+        }
+        let created_s = self.state.service(name).map_or(i64::MAX, |service| service.created_s);
+        Desired { name: name.clone(), created_s, ports: compiled.ports }
+    }
+
+    /// Keeps what a pass did not do.
+    fn note(&mut self, planned: &[ServiceName], outcome: Outcome) {
+        if outcome.writes != 0 {
+            debug!(services = planned.len(), writes = outcome.writes, "services programmed");
+        }
+        let planned: BTreeSet<&ServiceName> = planned.iter().collect();
+        self.left_out.retain(|port, _| !planned.contains(&port.service));
+        let before = core::mem::take(&mut self.contested);
+        let (known, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            before.into_iter().partition(|(port, _)| planned.contains(&port.service));
+        self.contested = kept;
+        for contested in outcome.contested {
+            if !known.get(&contested.port).is_some_and(|old| old.contains(&contested)) {
+                warn!(
+                    service = %contested.port.service, frontend = %contested.frontend.at(), owner = %contested.owner,
+                    "another Service owns this address and port"
+                );
+            }
+            self.contested.entry(contested.port.clone()).or_default().push(contested);
+        }
+        self.left_out.extend(outcome.left_out);
+        self.touched.extend(outcome.again);
+        if outcome.opened_udp {
+            self.healer.heal();
+        }
+    }
+
+    /// Replaces the maps by bigger ones; without memory for them, what does not fit is named.
+    ///
+    /// # Errors
+    /// What leaves some hooks on the bigger maps and others on the old ones. Nothing may be written then: the next start
+    /// tries again, and traffic goes on with what the maps hold.
+    fn grow(&mut self) -> anyhow::Result<()> {
+        let Some(running) = &self.running else { return Ok(()) };
+        if self.failed_growth.is_some_and(|when| when.elapsed() < GROW_AGAIN) {
+            return Ok(());
+        }
+        let now = running.capacities;
+        let need = need::with_room(self.need().at_least(&now), &now, self.left_out.values());
+        if need == now {
+            return Ok(());
+        }
+        info!(?now, ?need, "growing the maps");
+        match self.load(need) {
+            Ok(loaded) => {
+                self.take_over(loaded).context("cannot switch the programs to bigger maps")?;
+                self.failed_growth = None;
+                if let Err(error) = self.everything() {
+                    self.fail(&error);
+                }
+            }
+            Err(error) => self.cannot_grow(&error.into()),
+        }
+        Ok(())
+    }
+
+    fn cannot_grow(&mut self, error: &anyhow::Error) {
+        self.failed_growth = Some(Instant::now());
+        error!(error = %format!("{error:#}"), again = ?GROW_AGAIN, "cannot grow the maps, what has no room is left as it was");
+        if self.addresses_changed {
+            warn!("the addresses of this node have no room: NodePorts keep the last known ones");
+        }
+        for (port, no_room) in self.left_out.iter().take(MOST_NAMED) {
+            warn!(service = %port.service, port = %port.port, %no_room, "service port left as it was");
+        }
+        if self.left_out.len() > MOST_NAMED {
+            warn!(
+                ports = self.left_out.len(),
+                "`lb-agent status` names all service ports that were left as they were"
+            );
+        }
+    }
+}

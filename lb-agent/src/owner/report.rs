@@ -1,0 +1,119 @@
+//! What the owner tells to whoever asks, as plain data.
+//!
+//! What the maps hold is not here: tools read it from the maps, with or without an agent. The agent adds what only it
+//! knows: names, and what could not be programmed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Owner;
+
+/// How far the agent is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Progress {
+    /// Services, EndpointSlices or the own Node are not listed yet.
+    Listing,
+    /// Everything that has room is programmed.
+    Ready,
+    /// The last write failed; it is tried again every second.
+    Failing,
+}
+
+/// The Service port behind an id of `lb_services`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct PortName {
+    /// Index into `lb_services`.
+    pub id: u32,
+    /// Namespace of the Service.
+    pub namespace: String,
+    /// Name of the Service.
+    pub name: String,
+    /// Name of the port; empty for a single unnamed one.
+    pub port: String,
+}
+
+/// The agent as a whole.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of the agent.
+    pub version: String,
+    /// `metadata.name` of the own Node.
+    pub node: String,
+    /// How far it is.
+    pub progress: Progress,
+    /// Services that are listed.
+    pub services: usize,
+    /// Service ports that are programmed, each family for itself.
+    pub ports: usize,
+    /// Where the programs are attached.
+    pub cgroup: String,
+    /// Programs, and how they came to run.
+    pub programs: BTreeMap<String, String>,
+    /// Whether refused calls get their error from the hook itself (kernel 5.18) or from an address that refuses.
+    pub refuses_directly: bool,
+    /// Fields that cannot be used.
+    pub notices: Vec<String>,
+    /// Frontends that another Service owns.
+    pub contested: Vec<String>,
+    /// Service ports that are not programmed, and why.
+    pub left_out: Vec<String>,
+    /// Why the last write failed.
+    pub last_error: Option<String>,
+}
+
+impl Owner {
+    /// The state of the agent.
+    pub fn report(&self) -> Report {
+        let running = self.running.as_ref();
+        let progress = match (running, &self.last_error) {
+            (None, _) => Progress::Listing,
+            (Some(_), Some(_)) => Progress::Failing,
+            (Some(_), None) => Progress::Ready,
+        };
+        let programs = running
+            .into_iter()
+            .flat_map(|running| &running.attached)
+            .map(|(program, how)| ((*program).to_owned(), format!("{how:?}").to_lowercase()))
+            .collect();
+        Report {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.settings.node.to_string(),
+            progress,
+            services: self.state.services().count(),
+            ports: running.map_or(0, |running| running.reconciler.programmed().count()),
+            cgroup: self.settings.cgroup.display().to_string(),
+            programs,
+            refuses_directly: self.settings.switches.has_set_retval,
+            notices: self.notices.values().flatten().map(ToString::to_string).collect(),
+            contested: self
+                .contested
+                .values()
+                .flatten()
+                .map(|lost| {
+                    format!("{} of {}: owned by {}", lost.frontend.at(), lost.port.service, lost.owner)
+                })
+                .collect(),
+            left_out: self
+                .left_out
+                .iter()
+                .map(|(port, no_room)| format!("{} port {:?}: {no_room}", port.service, port.port))
+                .collect(),
+            last_error: self.last_error.clone(),
+        }
+    }
+
+    /// The Service ports behind the ids of `lb_services`, by id.
+    pub fn port_names(&self) -> Vec<PortName> {
+        let programmed = self.running.iter().flat_map(|running| running.reconciler.programmed());
+        programmed
+            .map(|(id, key)| PortName {
+                id,
+                namespace: key.service.namespace.to_string(),
+                name: key.service.name.to_string(),
+                port: key.port.to_string(),
+            })
+            .collect()
+    }
+}

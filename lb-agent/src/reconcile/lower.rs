@@ -1,0 +1,138 @@
+//! From the agent's words to the maps' words: the only place that knows both.
+
+use lb_common::abi::{self, FrontendKey, L4Addr, Proto, ServiceFlags};
+
+use crate::{
+    compile::{Frontend, FrontendKind, Policies, PortEntries},
+    model::Protocol,
+};
+
+/// IP protocol number of a port.
+pub(super) const fn proto(protocol: Protocol) -> Proto {
+    match protocol {
+        Protocol::Tcp => Proto::TCP,
+        Protocol::Udp => Proto::UDP,
+        Protocol::Sctp => Proto::SCTP,
+    }
+}
+
+/// The map's number for a kind.
+pub(super) const fn kind(kind: FrontendKind) -> abi::FrontendKind {
+    match kind {
+        FrontendKind::ClusterIp => abi::FrontendKind::ClusterIp,
+        FrontendKind::ExternalIp => abi::FrontendKind::ExternalIp,
+        FrontendKind::LoadBalancer => abi::FrontendKind::LoadBalancer,
+        FrontendKind::NodePort => abi::FrontendKind::NodePort,
+    }
+}
+
+/// Key and kind of a frontend.
+pub(super) fn frontend(frontend: &Frontend, protocol: Protocol) -> (FrontendKey, abi::FrontendKind) {
+    (FrontendKey::new(L4Addr::from(frontend.at), proto(protocol)), kind(frontend.kind))
+}
+
+/// Policy bits of a service port.
+pub(super) const fn flags(policies: Policies) -> ServiceFlags {
+    if policies.internal_local { ServiceFlags::INTERNAL_LOCAL } else { ServiceFlags { bits: 0 } }
+}
+
+/// Which of the two runs any frontend of the port uses. The other one repeats it, so that a hook that reads policy and
+/// run at different moments always finds a run that is valid.
+pub(super) fn used_runs(entries: &PortEntries) -> UsedRuns {
+    let external = entries.frontends.iter().any(|frontend| frontend.kind != FrontendKind::ClusterIp);
+    let policies = entries.policies;
+    UsedRuns {
+        cluster: !policies.internal_local || external,
+        local: policies.internal_local || (policies.external_local && external),
+    }
+}
+
+/// See [`used_runs`]. At least one is true.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct UsedRuns {
+    /// Some frontend uses the cluster run.
+    pub(super) cluster: bool,
+    /// Some frontend uses the local run.
+    pub(super) local: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::abi::Addr;
+
+    use super::*;
+    use crate::{
+        compile::PortKey,
+        model::{Family, ServiceName},
+    };
+
+    #[test]
+    fn protocols_have_their_numbers() {
+        let numbers = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(|protocol| proto(protocol).number);
+        assert_eq!(numbers, [6, 17, 132]);
+    }
+
+    #[test]
+    fn a_frontend_keeps_its_address_port_and_kind() {
+        let cases = [
+            (FrontendKind::ClusterIp, "10.0.0.1:80", Addr::from_v4([10, 0, 0, 1]), 1),
+            (FrontendKind::ExternalIp, "192.0.2.1:81", Addr::from_v4([192, 0, 2, 1]), 2),
+            (FrontendKind::LoadBalancer, "[::1]:82", Addr::LOOPBACK_V6, 3),
+            (FrontendKind::NodePort, "0.0.0.0:30000", Addr::ANY_V4, 4),
+            (FrontendKind::NodePort, "[::]:30000", Addr::ANY_V6, 4),
+        ];
+        for (kind, at, addr, number) in cases {
+            let (key, lowered) = frontend(&Frontend { at: at.parse().unwrap(), kind }, Protocol::Udp);
+            assert_eq!((key.addr, key.proto.number, lowered as u8), (addr, 17, number), "{at}");
+            assert!(at.ends_with(&format!(":{}", key.port)), "{at}");
+        }
+    }
+
+    #[test]
+    fn only_the_internal_policy_is_a_bit_for_hooks() {
+        for (internal_local, external_local) in [(false, false), (false, true), (true, false), (true, true)] {
+            let policies = Policies { internal_local, external_local, has_any: true };
+            assert_eq!(flags(policies).has(ServiceFlags::INTERNAL_LOCAL), internal_local, "{policies:?}");
+            assert_eq!(flags(policies).bits & !ServiceFlags::INTERNAL_LOCAL.bits, 0, "{policies:?}");
+        }
+    }
+
+    /// EP-8 and MQ-4: a ClusterIP follows the internal policy. The others serve clients of this node from the cluster run
+    /// whatever their policy is, and other clients from the local run if it is Local.
+    #[test]
+    fn a_run_is_used_if_some_frontend_uses_it() {
+        let key = PortKey {
+            service: ServiceName::new("ns", "web"),
+            port: "".into(),
+            protocol: Protocol::Tcp,
+            family: Family::V4,
+        };
+        let at = "10.0.0.1:80".parse().unwrap();
+        for kind in [FrontendKind::ExternalIp, FrontendKind::LoadBalancer, FrontendKind::NodePort] {
+            // internal Local, external Local, another kind beside the ClusterIP -> cluster, local
+            for ((internal_local, external_local, has_other), (cluster, local)) in [
+                ((false, false, false), (true, false)),
+                ((false, false, true), (true, false)),
+                ((false, true, false), (true, false)),
+                ((false, true, true), (true, true)),
+                ((true, false, false), (false, true)),
+                ((true, false, true), (true, true)),
+                ((true, true, false), (false, true)),
+                ((true, true, true), (true, true)),
+            ] {
+                let mut frontends = vec![Frontend { at, kind: FrontendKind::ClusterIp }];
+                frontends.extend(has_other.then_some(Frontend { at, kind }));
+                let entries = PortEntries {
+                    key: key.clone(),
+                    frontends,
+                    cluster: Vec::new(),
+                    local: Vec::new(),
+                    policies: Policies { internal_local, external_local, has_any: false },
+                    affinity_s: 0,
+                };
+                let used = UsedRuns { cluster, local };
+                assert_eq!(used_runs(&entries), used, "{:?} and {has_other} {kind:?}", entries.policies);
+            }
+        }
+    }
+}

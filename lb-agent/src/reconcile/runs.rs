@@ -1,0 +1,250 @@
+//! The backends of one service port: from the runs that the maps hold to the runs that they should.
+//!
+//! What the maps hold is read from the maps: nothing here remembers endpoints, so nothing can disagree with them.
+
+use std::collections::BTreeMap;
+
+use lb_common::abi::{Backend, BackendId, BackendState, L4Addr, Run, Service, Slot, Words as _};
+
+use super::{
+    NoRoom,
+    ids::Ids,
+    plan::{ArrayId, Phase, Plan, Write},
+    retire::Retired,
+    slots::{Region, Slots},
+};
+use crate::{
+    compile::{MOST_TARGETS, Target},
+    maps::{Array, Maps, read},
+};
+
+/// Backend ids and slots that are free.
+#[derive(Clone, Debug)]
+pub(super) struct Pool {
+    /// Backend ids.
+    pub(super) backends: Ids,
+    /// Regions of slots.
+    pub(super) slots: Slots,
+}
+
+/// The targets of a used run; nothing for a run that no frontend uses.
+pub(super) type Wanted<'a> = Option<&'a [Target]>;
+
+/// The slots of a run, as they are in the map.
+pub(super) fn slots_of(slots: &dyn Array, run: Run) -> impl Iterator<Item = Slot> {
+    (0..u32::from(run.count)).map(move |offset| read(slots, run.base.wrapping_add(offset)))
+}
+
+/// The regions that the two runs of a service own; one if they are the same.
+pub(super) fn regions_of(cluster: Run, local: Run) -> impl Iterator<Item = Region> + Clone {
+    let [cluster, local] = [cluster, local].map(|run| Region::of_run(run.base, run.count));
+    cluster.into_iter().chain(local.filter(|region| cluster != Some(*region)))
+}
+
+/// A backend of the service port.
+#[derive(Clone, Copy, Debug)]
+struct Member {
+    id: BackendId,
+    /// As the map holds it.
+    now: Backend,
+    /// As it should be: [`Backend::runs`], and whether it terminates.
+    runs: u8,
+    terminating: bool,
+}
+
+type Members = BTreeMap<L4Addr, Member>;
+
+/// Computes the runs of a service and adds the writes that make them to the plan, but for the words of the service
+/// itself: those are returned. An unused run repeats the used one.
+///
+/// # Errors
+/// [`NoRoom`]; plan, pool and `retired` are as before.
+pub(super) fn plan_runs(
+    maps: &Maps,
+    pool: &mut Pool,
+    now: &Service,
+    wanted: [Wanted<'_>; 2],
+    (plan, retired): (&mut Plan, &mut Retired),
+) -> Result<(Run, Run), NoRoom> {
+    let runs = [now.cluster, now.local];
+    let mut members = current_members(maps, runs);
+    let same: [bool; 2] =
+        core::array::from_fn(|at| wanted[at].is_none_or(|targets| is_same(maps, runs[at], targets)));
+    let news = newcomers(wanted, &members);
+    // All that can fail comes first, so that a failure has nothing to take back but this.
+    let regions = take_regions(pool, wanted, same)?;
+    let ids = take_ids(pool, news.len()).inspect_err(|_| give_back(pool, regions))?;
+    for (at, id) in news.into_iter().zip(ids) {
+        members.insert(at, Member { id, now: read(&*maps.backends, id.index), runs: 0, terminating: false });
+    }
+    mark(&mut members, wanted);
+    let next: [Run; 2] = core::array::from_fn(|at| match wanted[at] {
+        Some(_) if same[at] => runs[at],
+        Some(targets) => publish(plan, targets, &members, (runs[at], regions[at])),
+        None => Run::EMPTY,
+    });
+    let (cluster, local) = match wanted {
+        [Some(_), None] => (next[0], next[0]),
+        [None, Some(_)] => (next[1], next[1]),
+        _ => (next[0], next[1]),
+    };
+    states(plan, retired, &members);
+    let kept = regions_of(cluster, local);
+    let is_left = |region: &Region| kept.clone().all(|kept| kept != *region);
+    retired.regions.extend(regions_of(now.cluster, now.local).filter(is_left));
+    Ok((cluster, local))
+}
+
+/// Everybody whom the two runs of a service list, with nobody wanted yet.
+fn current_members(maps: &Maps, runs: [Run; 2]) -> Members {
+    let [cluster, local] = runs;
+    let second = (local != cluster).then_some(local);
+    [Some(cluster), second]
+        .into_iter()
+        .flatten()
+        .flat_map(|run| slots_of(&*maps.slots, run))
+        .map(|slot| {
+            let now = read(&*maps.backends, slot.backend.index);
+            (slot.at(), Member { id: slot.backend, now, runs: 0, terminating: false })
+        })
+        .collect()
+}
+
+/// Notes which runs want which member.
+fn mark(members: &mut Members, wanted: [Wanted<'_>; 2]) {
+    for (targets, bit) in wanted.into_iter().zip([Backend::IN_CLUSTER, Backend::IN_LOCAL]) {
+        for target in targets.into_iter().flatten().take(MOST_TARGETS) {
+            if let Some(member) = members.get_mut(&L4Addr::from(target.at)) {
+                member.runs |= bit;
+                member.terminating = target.terminating;
+            }
+        }
+    }
+}
+
+/// Whether the run lists exactly these targets, in this order, by ids that are alive.
+fn is_same(maps: &Maps, run: Run, targets: &[Target]) -> bool {
+    usize::from(run.count) == targets.len().min(MOST_TARGETS)
+        && slots_of(&*maps.slots, run).zip(targets).all(|(slot, target)| {
+            let backend: Backend = read(&*maps.backends, slot.backend.index);
+            slot.at() == L4Addr::from(target.at) && backend.serves(slot.generation)
+        })
+}
+
+/// Who is wanted and has no id yet, sorted.
+fn newcomers(wanted: [Wanted<'_>; 2], members: &Members) -> Vec<L4Addr> {
+    let mut news: Vec<L4Addr> = wanted
+        .into_iter()
+        .flatten()
+        .flat_map(|targets| targets.iter().take(MOST_TARGETS))
+        .map(|target| L4Addr::from(target.at))
+        .filter(|at| !members.contains_key(at))
+        .collect();
+    news.sort_unstable();
+    news.dedup();
+    news
+}
+
+/// Regions for the runs that change; all or none.
+fn take_regions(
+    pool: &mut Pool,
+    wanted: [Wanted<'_>; 2],
+    same: [bool; 2],
+) -> Result<[Option<Region>; 2], NoRoom> {
+    let mut regions = [None; 2];
+    for at in 0..2 {
+        let count = wanted[at].map_or(0, count_of);
+        if same[at] || count == 0 {
+            continue;
+        }
+        regions[at] = pool.slots.take(count);
+        if regions[at].is_none() {
+            give_back(pool, regions);
+            return Err(NoRoom::Slots(count));
+        }
+    }
+    Ok(regions)
+}
+
+/// Length of a run for `targets`.
+fn count_of(targets: &[Target]) -> u16 {
+    u16::try_from(targets.len()).unwrap_or(u16::MAX)
+}
+
+/// Takes back what [`take_regions`] did.
+fn give_back(pool: &mut Pool, regions: [Option<Region>; 2]) {
+    for region in regions.into_iter().flatten() {
+        pool.slots.give_back(region);
+    }
+}
+
+/// `count` backend ids; all or none.
+fn take_ids(pool: &mut Pool, count: usize) -> Result<Vec<BackendId>, NoRoom> {
+    if pool.backends.left() < count {
+        return Err(NoRoom::Backends(count));
+    }
+    let ids = core::iter::from_fn(|| pool.backends.take()).take(count);
+    Ok(ids.map(|index| BackendId { index }).collect())
+}
+
+/// Adds the slots of a new run to the plan.
+fn publish(
+    plan: &mut Plan,
+    targets: &[Target],
+    members: &Members,
+    (now, region): (Run, Option<Region>),
+) -> Run {
+    let generation = now.generation.wrapping_add(1);
+    let Some(region) = region else {
+        return Run { base: 0, count: 0, generation };
+    };
+    for (slot, target) in (region.base as usize..).zip(targets.iter().take(MOST_TARGETS)) {
+        let at = L4Addr::from(target.at);
+        let member = members.get(&at).expect("every target has been made a member");
+        let slot_words = Slot {
+            addr: at.addr,
+            port: at.port,
+            flags: 0,
+            backend: member.id,
+            generation: member.now.generation,
+            pad: 0,
+        };
+        for (offset, word) in slot_words.to_words().into_iter().enumerate() {
+            plan.word(Phase::Slots, ArrayId::Slots, slot * Slot::WORDS + offset, word);
+        }
+    }
+    Run { base: region.base, count: count_of(targets), generation }
+}
+
+/// Adds the states of all members to the plan: newcomers before any run names them, leavers after no run does.
+fn states(plan: &mut Plan, retired: &mut Retired, members: &Members) {
+    for member in members.values() {
+        let (phase, next) = if member.runs == 0 {
+            retired.backends.push(member.id);
+            (Phase::States, freed_backend(member.now))
+        } else {
+            let state = if member.terminating { BackendState::Terminating } else { BackendState::Active };
+            let generation = member.now.generation;
+            let next = Backend { generation, state: state as u8, runs: member.runs, pad: 0 };
+            (Phase::Backends, next)
+        };
+        if next != member.now {
+            let [word] = next.to_words();
+            plan.word(phase, ArrayId::Backends, member.id.index as usize, word);
+        }
+    }
+}
+
+/// Nobody's, and whoever remembers the id finds another generation.
+pub(super) const fn freed_backend(now: Backend) -> Backend {
+    Backend { generation: now.generation.wrapping_add(1), state: BackendState::Free as u8, runs: 0, pad: 0 }
+}
+
+/// The write that makes a backend id nobody's.
+pub(super) fn free_backend(maps: &Maps, index: u32) -> Write {
+    let [word] = freed_backend(read(&*maps.backends, index)).to_words();
+    Write::Word { array: ArrayId::Backends, index: index as usize, word }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,49 @@
+//! Names of the maps: at most 15 characters, which is what the kernel keeps.
+
+/// [`super::FrontendKey`] -> [`super::Frontend`]
+pub const FRONTENDS: &str = "lb_frontends";
+/// [`super::Addr`] -> [`super::Address`]
+pub const ADDRESSES: &str = "lb_addresses";
+/// Service id -> [`super::Service`]
+pub const SERVICES: &str = "lb_services";
+/// Slot -> [`super::Slot`]
+pub const SLOTS: &str = "lb_slots";
+/// Backend id -> [`super::Backend`]
+pub const BACKENDS: &str = "lb_backends";
+/// Netns cookie (u64) -> [`super::Netns`]
+pub const NETNS: &str = "lb_netns";
+/// 0 -> [`super::Config`]
+pub const CONFIG: &str = "lb_config";
+/// [`super::meta`] index -> u64
+pub const META: &str = "lb_meta";
+/// Socket -> [`super::SockTcp`]
+pub const SOCK_TCP: &str = "lb_sock_tcp";
+/// Socket -> [`super::SockUdp`]
+pub const SOCK_UDP: &str = "lb_sock_udp";
+/// [`super::Reason`] -> u64 per CPU
+pub const REASONS: &str = "lb_reasons";
+
+/// Every map, in the order in which tools list them.
+pub const ALL: [&str; 11] =
+    [FRONTENDS, ADDRESSES, SERVICES, SLOTS, BACKENDS, NETNS, CONFIG, META, SOCK_TCP, SOCK_UDP, REASONS];
+
+/// Entries of every agent-written map of a small cluster; larger maps are multiples of it.
+pub const MIN_ENTRIES: u32 = 4096;
+
+/// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h): entries take memory only when they exist.
+pub const NO_PREALLOC: usize = 1;
+/// `BPF_F_MMAPABLE`: the agent writes the array through memory instead of system calls; kernel 5.5.
+pub const MMAPABLE: usize = 1 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_keeps_every_name_whole() {
+        for name in ALL {
+            assert!(name.len() <= 15, "{name}");
+            assert!(name.starts_with("lb_"), "{name}");
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! `aya::Pod` for what the agent reads and writes through the bpf() system call.
+#![expect(
+    unsafe_code,
+    reason = "Pod is an unsafe trait; this file is the only place in the crate that implements it"
+)]
+
+use super::{Addr, Address, Frontend, FrontendKey, Netns};
+
+/// Shows at build time that a type has no implicit padding: its size is the sum of its fields.
+macro_rules! pod {
+    ($name:ty, $fields:expr) => {
+        const _: () = assert!(size_of::<$name>() == $fields, "padding must be a field");
+        // SAFETY: repr(C), every field is a plain integer or an array of them, any bit pattern is a value, and the
+        // assertion above excludes padding, so all bytes are initialised.
+        unsafe impl aya::Pod for $name {}
+    };
+}
+
+pod!(Addr, 16);
+pod!(Address, 4);
+pod!(FrontendKey, 16 + 2 + 1 + 1 + 4);
+pod!(Frontend, 4 + 1 + 1 + 2);
+pod!(Netns, 4);

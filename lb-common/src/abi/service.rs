@@ -1,0 +1,177 @@
+//! A service port of one family: which run of slots serves it.
+
+use super::{Words, join16, join32, split16, split32};
+
+/// Index into `lb_services`. It belongs to one (Service, port name, protocol, family) until a grace period after its
+/// deletion.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ServiceId {
+    /// 0 .. capacity of `lb_services`.
+    pub index: u32,
+}
+
+/// A published range of slots, loaded and stored as one word: there is no moment between two sets of endpoints.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Run {
+    /// First slot.
+    pub base: u32,
+    /// Number of slots; 0 means no endpoint.
+    pub count: u16,
+    /// Counts the publications of this run, wrapping. For people and tests; programs do not compare it.
+    pub generation: u16,
+}
+
+impl Run {
+    /// No endpoint.
+    pub const EMPTY: Self = Self { base: 0, count: 0, generation: 0 };
+
+    /// From the word in the map.
+    pub const fn from_word(word: u64) -> Self {
+        let (base, rest) = split32(word);
+        let (count, generation) = split16(rest);
+        Self { base, count, generation }
+    }
+
+    /// The word in the map.
+    pub const fn to_word(self) -> u64 {
+        join32(self.base, join16(self.count, self.generation))
+    }
+
+    /// The slot that `random` chooses, uniformly; nothing if the run is empty.
+    ///
+    /// Multiply and shift instead of a remainder: no division in the program, and the bias is below 2^-16.
+    pub const fn pick(self, random: u32) -> Option<u32> {
+        if self.count == 0 {
+            return None;
+        }
+        // Both factors are below 2^32 and 2^16, so the product fits in 64 bits and its high half in 16.
+        let offset = (random as u64).wrapping_mul(self.count as u64) >> 32;
+        Some(self.base.wrapping_add(offset as u32))
+    }
+}
+
+/// Bits of [`Service::flags`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct ServiceFlags {
+    /// The bits.
+    pub bits: u32,
+}
+
+impl ServiceFlags {
+    /// ClusterIP clients use the local run (`internalTrafficPolicy: Local`).
+    pub const INTERNAL_LOCAL: Self = Self { bits: 1 };
+
+    /// Whether every bit of `other` is set.
+    pub const fn has(self, other: Self) -> bool {
+        self.bits & other.bits == other.bits
+    }
+
+    /// Both sets of bits.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self { bits: self.bits | other.bits }
+    }
+}
+
+/// Value of `lb_services`. Written by the agent in whole words, read by every program that load-balances.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Service {
+    /// Who serves connections of Cluster policy.
+    pub cluster: Run,
+    /// Who serves connections of Local policy.
+    pub local: Run,
+    /// Policy bits.
+    pub flags: ServiceFlags,
+    /// Session affinity in seconds, 1..=86400; 0 means none.
+    pub affinity_s: u32,
+    /// Raised when affinity is switched on and when the id gets a new owner: older affinity entries are void.
+    pub generation: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+impl Service {
+    /// Words of one value.
+    pub const WORDS: usize = 4;
+    /// Index of the word that holds [`Service::cluster`].
+    pub const CLUSTER_WORD: usize = 0;
+    /// Index of the word that holds [`Service::local`].
+    pub const LOCAL_WORD: usize = 1;
+    /// Index of the word that holds [`Service::flags`] and [`Service::affinity_s`].
+    pub const FLAGS_WORD: usize = 2;
+    /// Index of the word that holds [`Service::generation`].
+    pub const GENERATION_WORD: usize = 3;
+
+    /// An id that nobody owns, as the kernel creates it.
+    pub const FREE: Self = Self {
+        cluster: Run::EMPTY,
+        local: Run::EMPTY,
+        flags: ServiceFlags { bits: 0 },
+        affinity_s: 0,
+        generation: 0,
+        pad: 0,
+    };
+}
+
+impl Words<4> for Service {
+    fn to_words(&self) -> [u64; 4] {
+        [
+            self.cluster.to_word(),
+            self.local.to_word(),
+            join32(self.flags.bits, self.affinity_s),
+            join32(self.generation, self.pad),
+        ]
+    }
+
+    fn from_words([cluster, local, flags, generation]: [u64; 4]) -> Self {
+        let (bits, affinity_s) = split32(flags);
+        let (generation, pad) = split32(generation);
+        Self {
+            cluster: Run::from_word(cluster),
+            local: Run::from_word(local),
+            flags: ServiceFlags { bits },
+            affinity_s,
+            generation,
+            pad,
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Service>() == Service::WORDS * 8, "a Service is its words");
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_service_survives_its_words(words: [u64; 4]) {
+            prop_assert_eq!(Service::from_words(words).to_words(), words);
+        }
+
+        #[test]
+        fn a_pick_stays_inside_the_run(base in 0..u32::MAX - 65_536, count in 1_u16.., random: u32) {
+            let run = Run { base, count, generation: 0 };
+            let slot = run.pick(random).unwrap();
+            prop_assert!(slot >= base && slot < base + u32::from(count));
+        }
+    }
+
+    #[test]
+    fn an_empty_run_picks_nothing() {
+        assert_eq!(Run::EMPTY.pick(7), None);
+    }
+
+    #[test]
+    fn the_ends_of_the_random_range_reach_the_ends_of_the_run() {
+        let run = Run { base: 100, count: 3, generation: 9 };
+        assert_eq!(run.pick(0), Some(100));
+        assert_eq!(run.pick(u32::MAX), Some(102));
+    }
+}

@@ -1,0 +1,11 @@
+//! What traffic experiences, as pure functions over two small traits.
+//!
+//! [`tables::Tables`] is the world (maps, randomness, counters), [`sock::Socket`] is the socket at hand. The BPF
+//! programs implement them over kernel helpers, [`crate::host`] over memory.
+
+pub mod sock;
+#[cfg(test)]
+mod sock_props;
+#[cfg(test)]
+mod sock_tests;
+pub mod tables;

@@ -1,0 +1,327 @@
+//! Socket load balancing: what connect(), sendmsg(), recvmsg() and getpeername() do to an address.
+//!
+//! ```text
+//! connect   TCP, MPTCP: choose, remember the frontend for getpeername
+//!           UDP:        choose, remember the pair for getpeername and recvmsg
+//! send      UDP without a peer: the remembered backend while it lives and has the frontend, else choose and remember
+//! received  backend -> frontend, for recvmsg and for getpeername of UDP sockets
+//! peer      backend -> frontend, for getpeername of TCP sockets
+//! ```
+//!
+//! The hook sees a destination before routing, so no packet is ever rewritten and a pod that reaches itself needs no
+//! masquerade. What a socket remembers is in socket storage: it lives exactly as long as the socket.
+//!
+//! Not told apart: a datagram to a frontend, and later one to the same backend's own address on the same
+//! unconnected socket. Both replies come from the backend, and both show the frontend.
+
+use super::tables::{Tables, owned_frontend};
+use crate::abi::{
+    Address, BackendId, Frontend, FrontendKey, FrontendKind, L4Addr, Netns, Proto, Reason, Run, ServiceFlags,
+    ServiceId, Slot, SockTcp, SocketLb, UDP_PEERS, UdpPeer,
+};
+
+/// The UDP port of the loopback address where the kernel itself answers port unreachable, as kube-proxy's REJECT does:
+/// tcpmux (RFC 1078) has no UDP service.
+///
+/// On port 0 nobody could listen at all, but sendto() calls it EINVAL, and getpeername() takes a peer with that port for
+/// none (ENOTCONN) before any hook is asked.
+pub const REFUSING_UDP_PORT: u16 = 1;
+
+/// What the data path may ask of the socket at hand.
+///
+/// Storage does not exist until something is written; reading it then gives nothing.
+pub trait Socket {
+    /// Cookie of the socket's network namespace.
+    fn netns(&self) -> u64;
+    /// Whether that is the host's network namespace.
+    fn is_host(&self) -> bool;
+    /// What `lb_sock_tcp` holds.
+    fn tcp(&self) -> Option<SockTcp>;
+    /// Writes `lb_sock_tcp`, creating it. False if there is no memory.
+    fn remember_tcp(&mut self, sock: &SockTcp) -> bool;
+    /// Voids `lb_sock_tcp` if it exists.
+    fn forget_tcp(&mut self);
+    /// Whether `lb_sock_udp` exists; with `create`, makes it. The other UDP methods need it.
+    fn open_udp(&mut self, create: bool) -> bool;
+    /// A pair of `lb_sock_udp`; `index` is below [`UDP_PEERS`].
+    fn udp_peer(&self, index: u32) -> UdpPeer;
+    /// The frontend of a pair, unchecked: searching copies no more than it compares.
+    fn udp_frontend(&self, index: u32) -> L4Addr;
+    /// The backend of a pair, unchecked.
+    fn udp_target(&self, index: u32) -> L4Addr;
+    /// Id and generation of a pair's backend, unchecked; nothing if the pair is nobody's.
+    fn udp_backend(&self, index: u32) -> Option<(BackendId, u32)>;
+    /// The service of a pair, unchecked.
+    fn udp_service(&self, index: u32) -> ServiceId;
+    /// Makes a pair nobody's.
+    fn void_udp_peer(&mut self, index: u32);
+    /// Writes a pair of `lb_sock_udp`.
+    fn put_udp_peer(&mut self, index: u32, peer: &UdpPeer);
+    /// Which pair was used last.
+    fn newest_udp(&self) -> u32;
+    /// Notes which pair was used last.
+    fn put_newest_udp(&mut self, index: u32);
+}
+
+/// What happens to the destination of a connect() or sendmsg().
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Not a Service, or not for us: the address stays.
+    Pass,
+    /// The kernel goes on with this address.
+    To(L4Addr),
+    /// A Service without endpoints: the call fails with `ECONNREFUSED` (NE-1).
+    Refuse,
+}
+
+/// Decides a connect() of a `proto` socket to `to`.
+///
+/// A connected UDP socket gets no verdict [`Verdict::Refuse`]: connecting is legal, and the refusal belongs to the
+/// first send. It is sent to [`REFUSING_UDP_PORT`].
+#[inline(always)]
+pub fn connect<T: Tables, S: Socket>(tables: &T, socket: &mut S, proto: Proto, to: L4Addr) -> Verdict {
+    let tcp = proto.number == Proto::TCP.number;
+    let Some((service, run)) = resolve(tables, socket, proto, to) else {
+        // The same socket may have tried a Service before, and reach that backend by its own address now.
+        if tcp {
+            socket.forget_tcp();
+        } else {
+            forget_backend(socket, to);
+        }
+        return Verdict::Pass;
+    };
+    let (target, backend, generation) = if let Some(slot) = choose(tables, run) {
+        tables.count(Reason::Connect);
+        (slot.at(), slot.backend, slot.generation)
+    } else {
+        tables.count(Reason::RefusedConnect);
+        if tcp {
+            return Verdict::Refuse;
+        }
+        (L4Addr { addr: to.addr.loopback(), port: REFUSING_UDP_PORT }, BackendId::NONE, 0)
+    };
+    let remembered = if tcp {
+        socket.remember_tcp(&SockTcp::new(to, target))
+    } else {
+        remember_udp(tables, socket, &UdpPeer::new(service, to, target, (backend, generation)))
+    };
+    if !remembered {
+        tables.count(Reason::NoStorage);
+    }
+    Verdict::To(target)
+}
+
+/// Decides a datagram that an unconnected UDP socket sends to `to`.
+///
+/// The first datagram to a frontend chooses a backend, and every later one of this socket goes there for as long as
+/// that backend serves and the frontend belongs to the same service: protocols of several datagrams (TFTP, QUIC) depend
+/// on it. A frontend that went to another service leads to that one's backends at once (CT-4).
+#[inline(always)]
+pub fn send<T: Tables, S: Socket>(tables: &T, socket: &mut S, to: L4Addr) -> Verdict {
+    let Some((service, run)) = resolve(tables, socket, Proto::UDP, to) else {
+        return Verdict::Pass;
+    };
+    let opened = socket.open_udp(false);
+    if opened
+        && let Some((index, peer)) = newest_with(socket, |socket, index| {
+            socket.udp_frontend(index) == to
+                && socket.udp_service(index) == service
+                && is_alive(tables, socket.udp_backend(index))
+        })
+        // Another thread may have put another pair there since.
+        && peer.frontend() == to
+        && peer.service == service
+        && is_alive(tables, Some((peer.backend, peer.generation)))
+    {
+        if socket.newest_udp() != index {
+            socket.put_newest_udp(index);
+        }
+        tables.count(Reason::Send);
+        return Verdict::To(peer.target());
+    }
+    // What the frontend led to before serves no more, or not this frontend.
+    let moved = opened && newest_with(socket, |socket, index| socket.udp_frontend(index) == to).is_some();
+    let Some(slot) = choose(tables, run) else {
+        tables.count(Reason::RefusedSend);
+        return Verdict::Refuse;
+    };
+    if moved {
+        tables.count(Reason::Moved);
+    }
+    let target = slot.at();
+    if !remember_udp(tables, socket, &UdpPeer::new(service, to, target, (slot.backend, slot.generation))) {
+        tables.count(Reason::NoStorage);
+    }
+    tables.count(Reason::Send);
+    Verdict::To(target)
+}
+
+/// The frontend to show instead of `from`: the source of a received datagram, or the peer of a UDP socket.
+#[inline(always)]
+pub fn received<S: Socket>(socket: &mut S, from: L4Addr) -> Option<L4Addr> {
+    if !socket.open_udp(false) {
+        return None;
+    }
+    let (_, peer) = newest_with(socket, |socket, index| socket.udp_target(index) == from)?;
+    // Another thread may have put another pair there since.
+    (peer.target() == from).then(|| peer.frontend())
+}
+
+/// The frontend that a TCP socket shows instead of its peer `peer`.
+#[inline(always)]
+pub fn peer<S: Socket>(socket: &S, peer: L4Addr) -> Option<L4Addr> {
+    socket.tcp()?.frontend_of(peer)
+}
+
+/// Who serves this socket's traffic to `to`, and with which run; nothing if the socket hooks leave it alone.
+#[inline(always)]
+fn resolve<T: Tables, S: Socket>(
+    tables: &T,
+    socket: &S,
+    proto: Proto,
+    to: L4Addr,
+) -> Option<(ServiceId, Run)> {
+    let exact = owned_frontend(tables, &FrontendKey::new(to, proto));
+    let frontend = match exact {
+        Some(frontend) => frontend,
+        // NP-9: NodePort is the last match.
+        None => node_port(tables, socket, proto, to)?,
+    };
+    let host = socket.is_host();
+    let config = tables.config();
+    let asked = match (proto.number == Proto::TCP.number, host) {
+        (true, true) => SocketLb::TCP_HOST,
+        (true, false) => SocketLb::TCP_PODS,
+        (false, true) => SocketLb::UDP_HOST,
+        (false, false) => SocketLb::UDP_PODS,
+    };
+    if !config.socket_lb.has(asked) {
+        return None;
+    }
+    if config.netns_entries != 0 && tables.netns(socket.netns()).is_some_and(|netns| netns.has(Netns::EXEMPT))
+    {
+        return None;
+    }
+    let run = run_of(tables, frontend.service, frontend.kind);
+    if run.is_none() {
+        tables.count(Reason::Dangling);
+    }
+    Some((frontend.service, run?))
+}
+
+/// The NodePort frontend for a destination on this node (NP-15: never for another node's address).
+#[inline(always)]
+fn node_port<T: Tables, S: Socket>(tables: &T, socket: &S, proto: Proto, to: L4Addr) -> Option<Frontend> {
+    if !tables.config().may_be_node_port(to.port) {
+        return None;
+    }
+    let address = tables.address(&to.addr)?;
+    let serves = address.has(Address::NODE) || (address.has(Address::LOOPBACK) && socket.is_host());
+    if !serves {
+        return None;
+    }
+    owned_frontend(tables, &FrontendKey::new(L4Addr { addr: to.addr.any(), port: to.port }, proto))
+}
+
+/// The run that clients on this node use, see [`uses_local_run`].
+#[inline(always)]
+fn run_of<T: Tables>(tables: &T, service: ServiceId, kind: u8) -> Option<Run> {
+    // Only a ClusterIP needs the policy.
+    if kind == FrontendKind::ClusterIp as u8 {
+        let (flags, _) = tables.policy(service)?;
+        if uses_local_run(kind, flags) {
+            return tables.local_run(service);
+        }
+    }
+    tables.cluster_run(service)
+}
+
+/// Whether clients on this node use the local run (MQ-4, EP-8): for a ClusterIP with `internalTrafficPolicy: Local`, while
+/// everything else uses the cluster run. `kind` is a [`FrontendKind`] as the map holds it.
+#[inline(always)]
+pub const fn uses_local_run(kind: u8, flags: ServiceFlags) -> bool {
+    kind == FrontendKind::ClusterIp as u8 && flags.has(ServiceFlags::INTERNAL_LOCAL)
+}
+
+/// A slot of the run, uniformly at random; nothing if it is empty.
+#[inline(always)]
+fn choose<T: Tables>(tables: &T, run: Run) -> Option<Slot> {
+    let index = run.pick(tables.random())?;
+    let slot = tables.slot(index);
+    if slot.is_none() {
+        tables.count(Reason::Dangling);
+    }
+    slot
+}
+
+/// The whole pair that satisfies `wanted`, the one used last before all others.
+#[inline(always)]
+fn newest_with<S: Socket>(socket: &S, wanted: impl Fn(&S, u32) -> bool) -> Option<(u32, UdpPeer)> {
+    let newest = socket.newest_udp();
+    for step in 0..UDP_PEERS {
+        let index = newest.wrapping_add(step) & (UDP_PEERS - 1);
+        if wanted(socket, index) {
+            let peer = socket.udp_peer(index);
+            if peer.is_whole() {
+                return Some((index, peer));
+            }
+        }
+    }
+    None
+}
+
+/// Whether a remembered backend still serves. The refusing address of an empty service has none and does not.
+#[inline(always)]
+fn is_alive<T: Tables>(tables: &T, remembered: Option<(BackendId, u32)>) -> bool {
+    let Some((backend, generation)) = remembered else { return false };
+    tables.backend(backend).is_some_and(|backend| backend.serves(generation))
+}
+
+/// Keeps a pair as the one used last. False if there is no memory.
+///
+/// It takes the place of the same frontend and backend; else a free place; else that of a backend that serves no more, or
+/// not this frontend, which is kept until then because its last replies may be on their way; else of the pair after the
+/// last one, which is the oldest while pairs are only added.
+#[inline(always)]
+fn remember_udp<T: Tables, S: Socket>(tables: &T, socket: &mut S, peer: &UdpPeer) -> bool {
+    if !socket.open_udp(true) {
+        return false;
+    }
+    let mut index = socket.newest_udp().wrapping_add(1) & (UDP_PEERS - 1);
+    let mut best = 0;
+    for other in 0..UDP_PEERS {
+        let same_frontend = socket.udp_frontend(other) == peer.frontend();
+        let fitness = if same_frontend && socket.udp_target(other) == peer.target() {
+            3
+        } else {
+            match socket.udp_backend(other) {
+                None => 2,
+                // A connected socket shows its frontend by this pair.
+                Some((BackendId::NONE, _)) => 0,
+                remembered => {
+                    let left = same_frontend && socket.udp_service(other) != peer.service;
+                    u32::from(left || !is_alive(tables, remembered))
+                }
+            }
+        };
+        if fitness > best {
+            (index, best) = (other, fitness);
+        }
+    }
+    socket.put_udp_peer(index, peer);
+    socket.put_newest_udp(index);
+    true
+}
+
+/// Voids what a UDP socket remembers of `backend`, which it now reaches by its own address.
+#[inline(always)]
+fn forget_backend<S: Socket>(socket: &mut S, backend: L4Addr) {
+    if !socket.open_udp(false) {
+        return;
+    }
+    for index in 0..UDP_PEERS {
+        if socket.udp_target(index) == backend {
+            socket.void_udp_peer(index);
+        }
+    }
+}

@@ -1,0 +1,581 @@
+//! What a socket experiences, one rule per test.
+
+use core::net::SocketAddr;
+use std::{string::String, string::ToString as _, vec, vec::Vec};
+
+use rstest::rstest;
+
+use super::sock::{REFUSING_UDP_PORT, Verdict, connect, peer, received, send};
+use crate::{
+    abi::{
+        Addr, Address, Backend, BackendId, BackendState, Config, Frontend, FrontendKey, FrontendKind, L4Addr,
+        Netns, Proto, Reason, Run, Service, ServiceFlags, ServiceId, Slot, SocketLb, UDP_PEERS,
+    },
+    host::{MemSocket, MemTables},
+};
+
+const POD: u64 = 7;
+
+fn at(text: &str) -> L4Addr {
+    text.parse::<SocketAddr>().unwrap().into()
+}
+
+/// A verdict as the tables below write it: `pass`, `refuse`, or the address.
+fn word(verdict: Verdict) -> String {
+    match verdict {
+        Verdict::Pass => "pass".to_string(),
+        Verdict::Refuse => "refuse".to_string(),
+        Verdict::To(target) => target.to_string(),
+    }
+}
+
+impl MemTables {
+    /// Adds a frontend.
+    fn accept(&mut self, kind: FrontendKind, to: &str, proto: Proto, service: u32) {
+        let key = FrontendKey::new(at(to), proto);
+        self.frontends.insert(key, Frontend::new(key, ServiceId { index: service }, kind));
+    }
+
+    /// Adds backends in slots of their own and returns their run.
+    fn run(&mut self, backends: &[&str]) -> Run {
+        let base = u32::try_from(self.slots.len()).unwrap();
+        for (index, backend) in (base..).zip(backends) {
+            // Id 0 is nobody.
+            let id = BackendId { index: index + 1 };
+            let target = at(backend);
+            let slot =
+                Slot { addr: target.addr, port: target.port, flags: 0, backend: id, generation: 1, pad: 0 };
+            self.slots.insert(index, slot);
+            let state = BackendState::Active as u8;
+            self.backends.insert(id, Backend { generation: 1, state, runs: 1, pad: 0 });
+        }
+        Run { base, count: u16::try_from(backends.len()).unwrap(), generation: 1 }
+    }
+
+    /// Adds a service whose two runs are the same.
+    fn serve(&mut self, service: u32, backends: &[&str]) {
+        let run = self.run(backends);
+        self.services
+            .insert(ServiceId { index: service }, Service { cluster: run, local: run, ..Service::FREE });
+    }
+
+    /// Frees the backend id that has this address, as the agent does when an endpoint leaves.
+    fn leave(&mut self, service: u32, backend: &str) {
+        let run = self.services[&ServiceId { index: service }].cluster;
+        let slots = run.base..run.base + u32::from(run.count);
+        let slot = slots.map(|index| self.slots[&index]).find(|slot| slot.at() == at(backend)).unwrap();
+        let freed = Backend { generation: 2, state: BackendState::Free as u8, runs: 0, pad: 0 };
+        self.backends.insert(slot.backend, freed);
+    }
+
+    /// Lets the next choices take these places of a run of `of`.
+    fn choose(&self, places: &[u32], of: u32) {
+        let word = |place: &u32| u32::MAX / of * place + u32::MAX / of / 2;
+        *self.random.borrow_mut() = places.iter().rev().map(word).collect();
+    }
+}
+
+/// Two web servers and two name servers behind cluster IPs, and all other ways to reach them.
+fn world() -> MemTables {
+    let mut world = MemTables::default();
+    world.serve(1, &["10.1.0.1:8080", "10.1.0.2:8080"]);
+    world.serve(2, &["10.1.0.1:5353", "10.1.0.2:5353"]);
+    world.serve(3, &["10.1.0.1:5353"]);
+    world.serve(4, &[]);
+    world.serve(6, &["[fd00:1::1]:8080"]);
+    world.serve(7, &["10.1.0.9:9999"]);
+    let (tcp, udp) = (Proto::TCP, Proto::UDP);
+    world.accept(FrontendKind::ClusterIp, "10.96.0.10:80", tcp, 1);
+    world.accept(FrontendKind::ExternalIp, "192.0.2.1:80", tcp, 1);
+    world.accept(FrontendKind::LoadBalancer, "198.51.100.1:80", tcp, 1);
+    world.accept(FrontendKind::NodePort, "0.0.0.0:30080", tcp, 1);
+    world.accept(FrontendKind::ClusterIp, "10.96.0.10:53", udp, 2);
+    world.accept(FrontendKind::NodePort, "0.0.0.0:30053", udp, 2);
+    world.accept(FrontendKind::ClusterIp, "10.96.0.11:53", udp, 3);
+    world.accept(FrontendKind::ClusterIp, "10.96.0.12:80", tcp, 4);
+    world.accept(FrontendKind::ClusterIp, "10.96.0.12:53", udp, 4);
+    world.accept(FrontendKind::ClusterIp, "[fd00:96::10]:80", tcp, 6);
+    world.accept(FrontendKind::ClusterIp, "[fd00:96::12]:53", udp, 4);
+    world.accept(FrontendKind::NodePort, "[::]:30080", tcp, 6);
+    // An external address that is one of the node's, at the number of a NodePort.
+    world.accept(FrontendKind::ExternalIp, "172.18.0.9:30080", tcp, 7);
+    for node in ["172.18.0.2:0", "172.18.0.9:0", "[fd00:18::2]:0"] {
+        world.addresses.insert(at(node).addr, Address::NODE);
+    }
+    world.addresses.insert(Addr::LOOPBACK_V4, Address::LOOPBACK);
+    world.addresses.insert(Addr::LOOPBACK_V6, Address::LOOPBACK);
+    world.config = Some(Config {
+        node_port_min: 30_053,
+        node_port_max: 30_080,
+        socket_lb: SocketLb::ALL,
+        ..Config::OFF
+    });
+    world
+}
+
+#[rstest]
+#[case::a_cluster_ip_is_translated("pod tcp 10.96.0.10:80", "10.1.0.1:8080")]
+#[case::an_external_ip_is_translated("pod tcp 192.0.2.1:80", "10.1.0.1:8080")]
+#[case::a_load_balancer_address_is_translated("pod tcp 198.51.100.1:80", "10.1.0.1:8080")]
+#[case::ipv6_is_translated("pod tcp [fd00:96::10]:80", "[fd00:1::1]:8080")]
+#[case::the_host_is_served_too("host tcp 10.96.0.10:80", "10.1.0.1:8080")]
+#[case::another_address_is_left_alone("pod tcp 10.96.0.99:80", "pass")]
+#[case::another_port_is_left_alone("pod tcp 10.96.0.10:81", "pass")]
+#[case::another_protocol_is_left_alone("pod udp 10.96.0.10:80", "pass")]
+#[case::ipv6_of_the_same_digits_is_another_address("pod tcp [::10.96.0.10]:80", "pass")]
+#[case::an_empty_service_refuses_tcp("pod tcp 10.96.0.12:80", "refuse")]
+#[case::an_empty_service_lets_connected_udp_ask_the_loopback_address("pod udp 10.96.0.12:53", "127.0.0.1:1")]
+#[case::of_the_same_family("pod udp [fd00:96::12]:53", "[::1]:1")]
+#[case::a_node_port_is_served_on_the_nodes_address_for_pods("pod tcp 172.18.0.2:30080", "10.1.0.1:8080")]
+#[case::and_for_the_host("host tcp 172.18.0.2:30080", "10.1.0.1:8080")]
+#[case::and_on_ipv6("pod tcp [fd00:18::2]:30080", "[fd00:1::1]:8080")]
+#[case::and_on_loopback_for_the_host("host tcp 127.0.0.1:30080", "10.1.0.1:8080")]
+#[case::and_on_ipv6_loopback_for_the_host("host tcp [::1]:30080", "[fd00:1::1]:8080")]
+#[case::the_loopback_of_a_pod_is_its_own("pod tcp 127.0.0.1:30080", "pass")]
+#[case::the_ipv6_loopback_of_a_pod_too("pod tcp [::1]:30080", "pass")]
+#[case::another_nodes_node_port_is_left_alone("host tcp 172.18.0.3:30080", "pass")]
+#[case::a_node_port_of_another_protocol_is_left_alone("host tcp 172.18.0.2:30053", "pass")]
+#[case::a_number_inside_the_range_need_not_be_a_node_port("host tcp 172.18.0.2:30079", "pass")]
+#[case::an_exact_frontend_wins_over_a_node_port("pod tcp 172.18.0.9:30080", "10.1.0.9:9999")]
+fn connect_goes_to(#[case] asked: &str, #[case] want: &str) {
+    let world = world();
+    let words: Vec<&str> = asked.split(' ').collect();
+    let mut socket = if words[0] == "host" { MemSocket::on_host() } else { MemSocket::in_pod(POD) };
+    let proto = if words[1] == "tcp" { Proto::TCP } else { Proto::UDP };
+    assert_eq!(word(connect(&world, &mut socket, proto, at(words[2]))), want);
+}
+
+#[test]
+fn the_refusing_port_of_the_table_above_is_the_named_one() {
+    assert_eq!(REFUSING_UDP_PORT, 1);
+}
+
+#[test]
+fn a_node_port_outside_the_range_is_not_looked_up() {
+    let mut world = world();
+    world.config = Some(Config { node_port_max: 30_079, ..world.config.unwrap() });
+    let mut socket = MemSocket::on_host();
+    assert_eq!(connect(&world, &mut socket, Proto::TCP, at("172.18.0.2:30080")), Verdict::Pass);
+}
+
+#[test]
+fn all_backends_of_a_run_are_chosen() {
+    let world = world();
+    world.choose(&[0, 1], 2);
+    let mut socket = MemSocket::in_pod(POD);
+    let mut to = || word(connect(&world, &mut socket, Proto::TCP, at("10.96.0.10:80")));
+    assert_eq!([to(), to()], ["10.1.0.1:8080", "10.1.0.2:8080"]);
+    assert_eq!(world.counted(Reason::Connect), 2);
+}
+
+#[rstest]
+#[case::tcp_of_the_host(SocketLb::TCP_HOST, [true, false, false, false])]
+#[case::tcp_of_pods(SocketLb::TCP_PODS, [false, true, false, false])]
+#[case::udp_of_the_host(SocketLb::UDP_HOST, [false, false, true, false])]
+#[case::udp_of_pods(SocketLb::UDP_PODS, [false, false, false, true])]
+#[case::nobody(SocketLb::NONE, [false; 4])]
+#[case::everybody(SocketLb::ALL, [true; 4])]
+fn a_switch_serves_one_protocol_of_host_or_pods(#[case] switch: SocketLb, #[case] want: [bool; 4]) {
+    let mut world = world();
+    world.config = Some(Config { socket_lb: switch, ..world.config.unwrap() });
+    let served = [
+        (MemSocket::on_host(), Proto::TCP, "10.96.0.10:80"),
+        (MemSocket::in_pod(POD), Proto::TCP, "10.96.0.10:80"),
+        (MemSocket::on_host(), Proto::UDP, "10.96.0.10:53"),
+        (MemSocket::in_pod(POD), Proto::UDP, "10.96.0.10:53"),
+    ]
+    .map(|(mut socket, proto, to)| {
+        let connected = connect(&world, &mut socket, proto, at(to)) != Verdict::Pass;
+        if proto == Proto::UDP {
+            let sent = send(&world, &mut socket, at(to)) != Verdict::Pass;
+            assert_eq!(sent, connected, "sendmsg() follows the same switch");
+        }
+        connected
+    });
+    assert_eq!(served, want);
+}
+
+#[test]
+fn an_exempt_namespace_is_left_alone_and_its_neighbours_are_not() {
+    let mut world = world();
+    world.netns.insert(POD, Netns::EXEMPT);
+    world.netns.insert(POD + 1, Netns { bits: 0 });
+    world.config = Some(Config { netns_entries: 1, ..world.config.unwrap() });
+    let go = |netns| connect(&world, &mut MemSocket::in_pod(netns), Proto::TCP, at("10.96.0.10:80"));
+    assert_eq!(go(POD), Verdict::Pass);
+    assert_ne!(go(POD + 1), Verdict::Pass);
+    assert_ne!(go(POD + 2), Verdict::Pass);
+    assert_eq!(send(&world, &mut MemSocket::in_pod(POD), at("10.96.0.10:53")), Verdict::Pass);
+    assert_eq!(
+        send(&world, &mut MemSocket::in_pod(POD), at("10.96.0.12:53")),
+        Verdict::Pass,
+        "an empty service does not refuse it either"
+    );
+}
+
+/// Policy, kind of the frontend, and which run serves it.
+#[rstest]
+#[case::cluster_policy_uses_the_cluster_run(ServiceFlags { bits: 0 }, FrontendKind::ClusterIp, "10.1.0.1:80")]
+#[case::internal_local_uses_the_local_run(
+    ServiceFlags::INTERNAL_LOCAL,
+    FrontendKind::ClusterIp,
+    "10.1.0.2:80"
+)]
+#[case::but_not_for_an_external_ip(ServiceFlags::INTERNAL_LOCAL, FrontendKind::ExternalIp, "10.1.0.1:80")]
+#[case::nor_for_a_load_balancer(ServiceFlags::INTERNAL_LOCAL, FrontendKind::LoadBalancer, "10.1.0.1:80")]
+fn the_policy_chooses_the_run(#[case] flags: ServiceFlags, #[case] kind: FrontendKind, #[case] want: &str) {
+    let mut world = world();
+    let (cluster, local) = (world.run(&["10.1.0.1:80"]), world.run(&["10.1.0.2:80"]));
+    world.services.insert(ServiceId { index: 9 }, Service { cluster, local, flags, ..Service::FREE });
+    world.accept(kind, "10.96.0.9:80", Proto::TCP, 9);
+    let mut socket = MemSocket::in_pod(POD);
+    assert_eq!(word(connect(&world, &mut socket, Proto::TCP, at("10.96.0.9:80"))), want);
+}
+
+#[test]
+fn a_node_port_ignores_internal_local() {
+    let mut world = world();
+    let (cluster, local) = (world.run(&["10.1.0.1:80"]), world.run(&[]));
+    let flags = ServiceFlags::INTERNAL_LOCAL;
+    world.services.insert(ServiceId { index: 1 }, Service { cluster, local, flags, ..Service::FREE });
+    let mut socket = MemSocket::in_pod(POD);
+    assert_eq!(word(connect(&world, &mut socket, Proto::TCP, at("172.18.0.2:30080"))), "10.1.0.1:80");
+    assert_eq!(connect(&world, &mut socket, Proto::TCP, at("10.96.0.10:80")), Verdict::Refuse);
+}
+
+#[test]
+fn a_tcp_socket_shows_the_frontend_as_its_peer() {
+    let world = world();
+    let mut socket = MemSocket::in_pod(POD);
+    assert_eq!(peer(&socket, at("10.1.0.1:8080")), None, "before it has connected");
+    connect(&world, &mut socket, Proto::TCP, at("10.96.0.10:80"));
+    assert_eq!(peer(&socket, at("10.1.0.1:8080")), Some(at("10.96.0.10:80")));
+    assert_eq!(peer(&socket, at("10.1.0.2:8080")), None, "another peer is shown as it is");
+}
+
+#[test]
+fn a_tcp_socket_that_connects_again_without_a_service_forgets_the_frontend() {
+    let world = world();
+    let mut socket = MemSocket::in_pod(POD);
+    connect(&world, &mut socket, Proto::TCP, at("10.96.0.10:80"));
+    assert_eq!(connect(&world, &mut socket, Proto::TCP, at("10.1.0.1:8080")), Verdict::Pass);
+    assert_eq!(peer(&socket, at("10.1.0.1:8080")), None, "it was reached by its own address");
+}
+
+#[test]
+fn a_connected_udp_socket_shows_the_frontend() {
+    let world = world();
+    let mut socket = MemSocket::in_pod(POD);
+    connect(&world, &mut socket, Proto::UDP, at("10.96.0.10:53"));
+    assert_eq!(received(&mut socket, at("10.1.0.1:5353")), Some(at("10.96.0.10:53")));
+    assert_eq!(received(&mut socket, at("10.1.0.2:5353")), None);
+    assert_eq!(peer(&socket, at("10.1.0.1:5353")), None, "TCP's storage is another one");
+}
+
+#[test]
+fn a_connected_udp_socket_to_an_empty_service_shows_the_frontend_too() {
+    let world = world();
+    let mut socket = MemSocket::in_pod(POD);
+    connect(&world, &mut socket, Proto::UDP, at("10.96.0.12:53"));
+    assert_eq!(received(&mut socket, at("127.0.0.1:1")), Some(at("10.96.0.12:53")));
+    assert_eq!(world.counted(Reason::RefusedConnect), 1);
+    assert_eq!(world.counted(Reason::Connect), 0);
+}
+
+#[test]
+fn a_udp_socket_that_connects_to_the_backend_itself_forgets_the_frontend() {
+    let world = world();
+    let mut socket = MemSocket::in_pod(POD);
+    connect(&world, &mut socket, Proto::UDP, at("10.96.0.10:53"));
+    assert_eq!(connect(&world, &mut socket, Proto::UDP, at("10.1.0.1:5353")), Verdict::Pass);
+    assert_eq!(received(&mut socket, at("10.1.0.1:5353")), None);
+}
+
+#[test]
+fn a_socket_that_never_met_a_service_has_no_storage() {
+    let world = world();
+    let mut socket = MemSocket::in_pod(POD);
+    connect(&world, &mut socket, Proto::UDP, at("10.1.0.1:5353"));
+    connect(&world, &mut socket, Proto::TCP, at("10.1.0.1:5353"));
+    send(&world, &mut socket, at("10.1.0.1:5353"));
+    assert_eq!(received(&mut socket, at("10.1.0.1:5353")), None);
+    assert!(socket.tcp.is_none() && socket.udp.is_none());
+}
+
+#[test]
+fn unconnected_udp_stays_with_its_backend() {
+    let world = world();
+    world.choose(&[1, 0, 0], 2);
+    let mut socket = MemSocket::in_pod(POD);
+    let mut to = || word(send(&world, &mut socket, at("10.96.0.10:53")));
+    assert_eq!([to(), to(), to()], ["10.1.0.2:5353", "10.1.0.2:5353", "10.1.0.2:5353"]);
+    assert_eq!(
+        socket.udp_writes.get(),
+        2,
+        "the first datagram writes the pair and which is newest, later ones nothing"
+    );
+    assert_eq!(world.counted(Reason::Send), 3);
+    assert_eq!(world.counted(Reason::Moved), 0);
+    assert_eq!(received(&mut socket, at("10.1.0.2:5353")), Some(at("10.96.0.10:53")));
+}
+
+#[test]
+fn two_sockets_choose_each_for_itself() {
+    let world = world();
+    world.choose(&[1, 0], 2);
+    let to = || word(send(&world, &mut MemSocket::in_pod(POD), at("10.96.0.10:53")));
+    assert_eq!([to(), to()], ["10.1.0.2:5353", "10.1.0.1:5353"]);
+}
+
+#[test]
+fn unconnected_udp_to_an_empty_service_is_refused() {
+    let world = world();
+    assert_eq!(send(&world, &mut MemSocket::in_pod(POD), at("10.96.0.12:53")), Verdict::Refuse);
+    assert_eq!(world.counted(Reason::RefusedSend), 1);
+    assert_eq!(world.counted(Reason::Send), 0);
+}
+
+#[test]
+fn a_terminating_backend_keeps_the_sockets_that_it_has() {
+    let mut world = world();
+    let mut socket = MemSocket::in_pod(POD);
+    assert_eq!(word(send(&world, &mut socket, at("10.96.0.10:53"))), "10.1.0.1:5353");
+    for backend in world.backends.values_mut() {
+        backend.state = BackendState::Terminating as u8;
+    }
+    world.choose(&[1], 2);
+    assert_eq!(word(send(&world, &mut socket, at("10.96.0.10:53"))), "10.1.0.1:5353");
+}
+
+#[test]
+fn unconnected_udp_moves_when_its_backend_is_gone_and_stays_with_the_next_one() {
+    let mut world = world();
+    let mut socket = MemSocket::in_pod(POD);
+    assert_eq!(word(send(&world, &mut socket, at("10.96.0.10:53"))), "10.1.0.1:5353");
+    world.leave(2, "10.1.0.1:5353");
+    world.choose(&[1, 0], 2);
+    let mut to = || word(send(&world, &mut socket, at("10.96.0.10:53")));
+    assert_eq!([to(), to()], ["10.1.0.2:5353", "10.1.0.2:5353"]);
+    assert_eq!(world.counted(Reason::Moved), 1);
+    assert_eq!(received(&mut socket, at("10.1.0.2:5353")), Some(at("10.96.0.10:53")));
+}
+
+#[test]
+fn an_id_that_has_another_owner_is_not_the_socket_s_backend() {
+    let mut world = world();
+    let mut socket = MemSocket::in_pod(POD);
+    send(&world, &mut socket, at("10.96.0.10:53"));
+    // Freed, and taken by another endpoint: active, with the next generation.
+    for backend in world.backends.values_mut() {
+        backend.generation = 2;
+    }
+    world.choose(&[1], 2);
+    assert_eq!(word(send(&world, &mut socket, at("10.96.0.10:53"))), "10.1.0.2:5353");
+    assert_eq!(world.counted(Reason::Moved), 1);
+}
+
+#[test]
+fn a_socket_whose_service_became_empty_is_refused_and_goes_on_when_endpoints_appear() {
+    let mut world = world();
+    let mut socket = MemSocket::in_pod(POD);
+    send(&world, &mut socket, at("10.96.0.11:53"));
+    world.leave(3, "10.1.0.1:5353");
+    let before = world.services[&ServiceId { index: 3 }];
+    world.services.insert(ServiceId { index: 3 }, Service::FREE);
+    assert_eq!(send(&world, &mut socket, at("10.96.0.11:53")), Verdict::Refuse);
+    assert_eq!(world.counted(Reason::Moved), 0, "it has not moved anywhere");
+    let cluster = world.run(&["10.1.0.3:5353"]);
+    world.services.insert(ServiceId { index: 3 }, Service { cluster, ..before });
+    assert_eq!(word(send(&world, &mut socket, at("10.96.0.11:53"))), "10.1.0.3:5353");
+}
+
+/// Frontends of as many services of one backend each, 10.97.0.1:53 -> 10.2.0.1:53 and so on.
+fn many_services(count: u8) -> (MemTables, Vec<String>) {
+    let mut world = world();
+    let numbers: Vec<u8> = (1..=count).collect();
+    let name = |number: &u8| std::format!("10.97.0.{number}:53");
+    for number in &numbers {
+        let service = 100 + u32::from(*number);
+        world.serve(service, &[&std::format!("10.2.0.{number}:53")]);
+        world.accept(FrontendKind::ClusterIp, &name(number), Proto::UDP, service);
+    }
+    (world, numbers.iter().map(name).collect())
+}
+
+#[test]
+fn a_socket_remembers_four_frontends_and_the_fifth_takes_the_place_of_the_oldest() {
+    let count = u8::try_from(UDP_PEERS).unwrap() + 1;
+    let (world, frontends) = many_services(count);
+    let mut socket = MemSocket::in_pod(POD);
+    let backend = |number: u8| at(&std::format!("10.2.0.{number}:53"));
+    for frontend in &frontends[..4] {
+        send(&world, &mut socket, at(frontend));
+    }
+    let shown: Vec<_> = (1..=4).map(|number| received(&mut socket, backend(number))).collect();
+    assert_eq!(shown, frontends[..4].iter().map(|text| Some(at(text))).collect::<Vec<_>>());
+
+    send(&world, &mut socket, at(&frontends[4]));
+    assert_eq!(received(&mut socket, backend(1)), None, "the oldest one is shown as it is");
+    let shown: Vec<_> = (2..=5).map(|number| received(&mut socket, backend(number))).collect();
+    assert_eq!(shown, frontends[1..].iter().map(|text| Some(at(text))).collect::<Vec<_>>());
+}
+
+#[test]
+fn of_two_frontends_with_one_backend_the_one_used_last_is_shown() {
+    let world = world();
+    let mut socket = MemSocket::in_pod(POD);
+    let shown = |socket: &mut MemSocket| received(socket, at("10.1.0.1:5353")).map(|to| to.to_string());
+    send(&world, &mut socket, at("10.96.0.10:53"));
+    assert_eq!(shown(&mut socket).as_deref(), Some("10.96.0.10:53"));
+    send(&world, &mut socket, at("10.96.0.11:53"));
+    assert_eq!(shown(&mut socket).as_deref(), Some("10.96.0.11:53"));
+    send(&world, &mut socket, at("10.96.0.10:53"));
+    assert_eq!(shown(&mut socket).as_deref(), Some("10.96.0.10:53"), "remembered pairs count as used too");
+}
+
+#[test]
+fn a_foreign_frontend_is_looked_up_again() {
+    let world = world();
+    let other = world.frontends[&FrontendKey::new(at("10.96.0.12:80"), Proto::TCP)];
+    *world.foreign.borrow_mut() = vec![other];
+    let mut socket = MemSocket::in_pod(POD);
+    assert_eq!(word(connect(&world, &mut socket, Proto::TCP, at("10.96.0.10:80"))), "10.1.0.1:8080");
+    assert_eq!(world.counted(Reason::ForeignFrontend), 1);
+}
+
+#[test]
+fn a_frontend_that_is_foreign_twice_counts_as_absent() {
+    let world = world();
+    let other = world.frontends[&FrontendKey::new(at("10.96.0.12:80"), Proto::TCP)];
+    *world.foreign.borrow_mut() = vec![other, other];
+    let mut socket = MemSocket::in_pod(POD);
+    assert_eq!(connect(&world, &mut socket, Proto::TCP, at("10.96.0.10:80")), Verdict::Pass);
+}
+
+#[test]
+fn a_service_outside_its_array_is_counted_and_left_alone() {
+    let mut world = world();
+    world.accept(FrontendKind::ClusterIp, "10.96.0.50:80", Proto::TCP, 4_000_000);
+    let mut socket = MemSocket::in_pod(POD);
+    assert_eq!(connect(&world, &mut socket, Proto::TCP, at("10.96.0.50:80")), Verdict::Pass);
+    assert_eq!(world.counted(Reason::Dangling), 1);
+}
+
+#[test]
+fn a_slot_outside_its_array_is_counted_and_refused() {
+    let mut world = world();
+    world.slots.clear();
+    let mut socket = MemSocket::in_pod(POD);
+    assert_eq!(connect(&world, &mut socket, Proto::TCP, at("10.96.0.10:80")), Verdict::Refuse);
+    assert_eq!(send(&world, &mut socket, at("10.96.0.10:53")), Verdict::Refuse);
+    assert_eq!(world.counted(Reason::Dangling), 2);
+}
+
+#[test]
+fn without_memory_for_storage_traffic_is_translated_all_the_same() {
+    let world = world();
+    let mut socket = MemSocket { memory: false, ..MemSocket::in_pod(POD) };
+    assert_eq!(word(connect(&world, &mut socket, Proto::TCP, at("10.96.0.10:80"))), "10.1.0.1:8080");
+    assert_eq!(word(connect(&world, &mut socket, Proto::UDP, at("10.96.0.10:53"))), "10.1.0.1:5353");
+    assert_eq!(word(send(&world, &mut socket, at("10.96.0.10:53"))), "10.1.0.1:5353");
+    assert_eq!(world.counted(Reason::NoStorage), 3);
+    assert_eq!(received(&mut socket, at("10.1.0.1:5353")), None);
+    assert_eq!(peer(&socket, at("10.1.0.1:8080")), None);
+}
+
+#[test]
+fn an_empty_map_serves_nobody() {
+    let world = MemTables::default();
+    let mut socket = MemSocket::on_host();
+    assert_eq!(connect(&world, &mut socket, Proto::TCP, at("10.96.0.10:80")), Verdict::Pass);
+    assert_eq!(connect(&world, &mut socket, Proto::TCP, at("127.0.0.1:30080")), Verdict::Pass);
+    assert_eq!(send(&world, &mut socket, at("10.96.0.10:53")), Verdict::Pass);
+    assert!(world.counts.borrow().is_empty());
+}
+
+#[test]
+fn a_socket_keeps_its_live_backend_whatever_else_it_sends_meanwhile() {
+    let mut world = world();
+    let mut socket = MemSocket::in_pod(POD);
+    let dns = at("10.96.0.10:53");
+    assert_eq!(word(send(&world, &mut socket, dns)), "10.1.0.1:5353");
+    world.leave(2, "10.1.0.1:5353");
+    world.choose(&[1], 2);
+    assert_eq!(word(send(&world, &mut socket, dns)), "10.1.0.2:5353");
+    // Another frontend, so that the newest pair is not this one's.
+    send(&world, &mut socket, at("10.96.0.11:53"));
+    world.choose(&[0], 2);
+    assert_eq!(word(send(&world, &mut socket, dns)), "10.1.0.2:5353");
+    assert_eq!(world.counted(Reason::Moved), 1);
+}
+
+#[test]
+fn a_dead_backend_gives_up_its_place_before_a_live_one_is_forgotten() {
+    let (mut world, frontends) = many_services(4);
+    let mut socket = MemSocket::in_pod(POD);
+    let backend = |number: u8| at(&std::format!("10.2.0.{number}:53"));
+    for frontend in &frontends[..3] {
+        send(&world, &mut socket, at(frontend));
+    }
+    // The second service moves, and moves again: that is more pairs than there are places.
+    for next in [7, 8] {
+        world.leave(102, &std::format!("10.2.0.{}:53", if next == 7 { 2 } else { 7 }));
+        world.serve(102, &[&std::format!("10.2.0.{next}:53")]);
+        send(&world, &mut socket, at(&frontends[1]));
+        if next == 7 {
+            let shown = received(&mut socket, backend(2));
+            assert_eq!(shown, Some(at(&frontends[1])), "its last reply may be on its way");
+        }
+    }
+    send(&world, &mut socket, at(&frontends[3]));
+    for (frontend, number) in frontends.iter().zip([1, 8, 3, 4]) {
+        assert_eq!(received(&mut socket, backend(number)), Some(at(frontend)));
+    }
+}
+
+/// CT-4: who else has the frontend now serves it, although the backend is alive and somebody else's.
+#[test]
+fn unconnected_udp_moves_when_its_frontend_goes_to_another_service_and_comes_back() {
+    let mut world = world();
+    world.serve(8, &["10.1.0.8:5353"]);
+    world.serve(9, &["10.1.0.9:5353"]);
+    let mut socket = MemSocket::in_pod(POD);
+    for (service, backend, moved) in
+        [(8, "10.1.0.8:5353", 0), (9, "10.1.0.9:5353", 1), (9, "10.1.0.9:5353", 1), (8, "10.1.0.8:5353", 1)]
+    {
+        world.accept(FrontendKind::ExternalIp, "192.0.2.1:53", Proto::UDP, service);
+        assert_eq!(word(send(&world, &mut socket, at("192.0.2.1:53"))), backend);
+        assert_eq!(world.counted(Reason::Moved), moved, "service {service}");
+    }
+    // Late replies of both show whom the application has asked.
+    for backend in ["10.1.0.8:5353", "10.1.0.9:5353"] {
+        assert_eq!(received(&mut socket, at(backend)), Some(at("192.0.2.1:53")));
+    }
+}
+
+#[test]
+fn two_services_that_exchange_their_frontends_exchange_a_sockets_backends() {
+    let (mut world, frontends) = many_services(2);
+    let mut socket = MemSocket::in_pod(POD);
+    let mut ask = |world: &MemTables| [0, 1].map(|n| word(send(world, &mut socket, at(&frontends[n]))));
+    assert_eq!(ask(&world), ["10.2.0.1:53", "10.2.0.2:53"]);
+    world.accept(FrontendKind::ClusterIp, &frontends[0], Proto::UDP, 102);
+    world.accept(FrontendKind::ClusterIp, &frontends[1], Proto::UDP, 101);
+    assert_eq!(ask(&world), ["10.2.0.2:53", "10.2.0.1:53"]);
+}
+
+#[test]
+fn a_pair_whose_frontend_has_another_service_gives_up_its_place_before_one_in_use() {
+    let (mut world, frontends) = many_services(4);
+    world.serve(109, &["10.2.0.9:53"]);
+    let mut socket = MemSocket::in_pod(POD);
+    for frontend in &frontends {
+        send(&world, &mut socket, at(frontend));
+    }
+    world.accept(FrontendKind::ClusterIp, &frontends[1], Proto::UDP, 109);
+    send(&world, &mut socket, at(&frontends[1]));
+    for (frontend, number) in frontends.iter().zip([1, 9, 3, 4]) {
+        let shown = received(&mut socket, at(&std::format!("10.2.0.{number}:53")));
+        assert_eq!(shown, Some(at(frontend)));
+    }
+}

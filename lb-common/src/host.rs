@@ -1,0 +1,198 @@
+//! The data path's traits over plain memory: the same decisions, on any machine.
+
+use core::cell::{Cell, RefCell};
+use std::{collections::BTreeMap, vec::Vec};
+
+use crate::{
+    abi::{
+        Addr, Address, Backend, BackendId, Config, Frontend, FrontendKey, L4Addr, Netns, Reason, Run,
+        Service, ServiceFlags, ServiceId, Slot, SockTcp, SockUdp, UdpPeer,
+    },
+    datapath::{sock::Socket, tables::Tables},
+};
+
+/// Maps as ordered trees. `random` returns the numbers it was given, then 0 for ever.
+#[derive(Default, Debug)]
+pub struct MemTables {
+    /// `lb_frontends`
+    pub frontends: BTreeMap<FrontendKey, Frontend>,
+    /// `lb_addresses`
+    pub addresses: BTreeMap<Addr, Address>,
+    /// `lb_services`; an id that is not there is outside the array.
+    pub services: BTreeMap<ServiceId, Service>,
+    /// `lb_slots`
+    pub slots: BTreeMap<u32, Slot>,
+    /// `lb_backends`
+    pub backends: BTreeMap<BackendId, Backend>,
+    /// `lb_netns`
+    pub netns: BTreeMap<u64, Netns>,
+    /// `lb_config`
+    pub config: Option<Config>,
+    /// What [`Tables::random`] returns, last one first.
+    pub random: RefCell<Vec<u32>>,
+    /// `lb_reasons`
+    pub counts: RefCell<BTreeMap<Reason, u64>>,
+    /// Frontends that the next look-ups return instead of the right one, last one first.
+    pub foreign: RefCell<Vec<Frontend>>,
+}
+
+impl MemTables {
+    /// How often `reason` was counted.
+    pub fn counted(&self, reason: Reason) -> u64 {
+        self.counts.borrow().get(&reason).copied().unwrap_or(0)
+    }
+}
+
+impl Tables for MemTables {
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        self.foreign.borrow_mut().pop().or_else(|| self.frontends.get(key).copied())
+    }
+
+    fn address(&self, addr: &Addr) -> Option<Address> {
+        self.addresses.get(addr).copied()
+    }
+
+    fn cluster_run(&self, service: ServiceId) -> Option<Run> {
+        self.services.get(&service).map(|service| service.cluster)
+    }
+
+    fn local_run(&self, service: ServiceId) -> Option<Run> {
+        self.services.get(&service).map(|service| service.local)
+    }
+
+    fn policy(&self, service: ServiceId) -> Option<(ServiceFlags, u32)> {
+        self.services.get(&service).map(|service| (service.flags, service.affinity_s))
+    }
+
+    fn slot(&self, slot: u32) -> Option<Slot> {
+        self.slots.get(&slot).copied()
+    }
+
+    fn backend(&self, id: BackendId) -> Option<Backend> {
+        self.backends.get(&id).copied()
+    }
+
+    fn netns(&self, cookie: u64) -> Option<Netns> {
+        self.netns.get(&cookie).copied()
+    }
+
+    fn config(&self) -> Config {
+        self.config.unwrap_or(Config::OFF)
+    }
+
+    fn random(&self) -> u32 {
+        self.random.borrow_mut().pop().unwrap_or(0)
+    }
+
+    fn count(&self, reason: Reason) {
+        let mut counts = self.counts.borrow_mut();
+        let count = counts.entry(reason).or_default();
+        *count = count.saturating_add(1);
+    }
+}
+
+/// A socket with its storage.
+#[derive(Debug)]
+pub struct MemSocket {
+    /// Cookie of its namespace.
+    pub netns: u64,
+    /// Whether it is the host's.
+    pub host: bool,
+    /// Whether storage can be allocated.
+    pub memory: bool,
+    /// `lb_sock_tcp`
+    pub tcp: Option<SockTcp>,
+    /// `lb_sock_udp`
+    pub udp: Option<SockUdp>,
+    /// Writes to `lb_sock_udp` so far.
+    pub udp_writes: Cell<u32>,
+}
+
+impl MemSocket {
+    /// A socket of a pod whose namespace has this cookie.
+    pub const fn in_pod(netns: u64) -> Self {
+        Self { netns, host: false, memory: true, tcp: None, udp: None, udp_writes: Cell::new(0) }
+    }
+
+    /// A socket of the host.
+    pub const fn on_host() -> Self {
+        Self { host: true, ..Self::in_pod(1) }
+    }
+}
+
+impl Socket for MemSocket {
+    fn netns(&self) -> u64 {
+        self.netns
+    }
+
+    fn is_host(&self) -> bool {
+        self.host
+    }
+
+    fn tcp(&self) -> Option<SockTcp> {
+        self.tcp
+    }
+
+    fn remember_tcp(&mut self, sock: &SockTcp) -> bool {
+        if self.memory {
+            self.tcp = Some(*sock);
+        }
+        self.memory
+    }
+
+    fn forget_tcp(&mut self) {
+        if let Some(tcp) = &mut self.tcp {
+            *tcp = SockTcp::NONE;
+        }
+    }
+
+    fn open_udp(&mut self, create: bool) -> bool {
+        if self.udp.is_none() && create && self.memory {
+            self.udp = Some(SockUdp::NONE);
+        }
+        self.udp.is_some()
+    }
+
+    fn udp_peer(&self, index: u32) -> UdpPeer {
+        self.udp.and_then(|udp| udp.peers.get(index as usize).copied()).unwrap_or(UdpPeer::NONE)
+    }
+
+    fn udp_frontend(&self, index: u32) -> L4Addr {
+        self.udp_peer(index).frontend()
+    }
+
+    fn udp_target(&self, index: u32) -> L4Addr {
+        self.udp_peer(index).target()
+    }
+
+    fn udp_backend(&self, index: u32) -> Option<(BackendId, u32)> {
+        let peer = self.udp_peer(index);
+        (peer.check != 0).then_some((peer.backend, peer.generation))
+    }
+
+    fn udp_service(&self, index: u32) -> ServiceId {
+        self.udp_peer(index).service
+    }
+
+    fn void_udp_peer(&mut self, index: u32) {
+        self.put_udp_peer(index, &UdpPeer::NONE);
+    }
+
+    fn put_udp_peer(&mut self, index: u32, peer: &UdpPeer) {
+        self.udp_writes.set(self.udp_writes.get().saturating_add(1));
+        if let Some(place) = self.udp.as_mut().and_then(|udp| udp.peers.get_mut(index as usize)) {
+            *place = *peer;
+        }
+    }
+
+    fn newest_udp(&self) -> u32 {
+        self.udp.map_or(0, |udp| udp.newest)
+    }
+
+    fn put_newest_udp(&mut self, index: u32) {
+        self.udp_writes.set(self.udp_writes.get().saturating_add(1));
+        if let Some(udp) = &mut self.udp {
+            udp.newest = index;
+        }
+    }
+}

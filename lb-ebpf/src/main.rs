@@ -1,0 +1,70 @@
+//! Entry points of the BPF programs. Each is one line: the decisions are in `lb_common::datapath`.
+#![no_std]
+#![no_main]
+#![expect(clippy::needless_pass_by_value, reason = "the macros call entry points with the context by value")]
+
+mod license;
+mod log;
+mod maps;
+mod netns;
+mod panic;
+mod sock;
+mod tables;
+
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use sock::{SockAddr4, SockAddr6};
+
+/// connect() of an `AF_INET` socket.
+#[cgroup_sock_addr(connect4)]
+fn lb_connect4(ctx: SockAddrContext) -> i32 {
+    sock::connect(&SockAddr4(&ctx))
+}
+
+/// connect() of an `AF_INET6` socket, IPv4-mapped destinations included.
+#[cgroup_sock_addr(connect6)]
+fn lb_connect6(ctx: SockAddrContext) -> i32 {
+    sock::connect(&SockAddr6(&ctx))
+}
+
+/// sendto() and sendmsg() with a destination on an `AF_INET` UDP socket.
+#[cgroup_sock_addr(sendmsg4)]
+fn lb_sendmsg4(ctx: SockAddrContext) -> i32 {
+    sock::send(&SockAddr4(&ctx))
+}
+
+/// sendto() and sendmsg() with a destination on an `AF_INET6` UDP socket.
+#[cgroup_sock_addr(sendmsg6)]
+fn lb_sendmsg6(ctx: SockAddrContext) -> i32 {
+    sock::send(&SockAddr6(&ctx))
+}
+
+/// recvfrom() and recvmsg() that ask for the source, on an `AF_INET` UDP socket.
+#[cgroup_sock_addr(recvmsg4)]
+fn lb_recvmsg4(ctx: SockAddrContext) -> i32 {
+    sock::received(&SockAddr4(&ctx))
+}
+
+/// recvfrom() and recvmsg() that ask for the source, on an `AF_INET6` UDP socket.
+#[cgroup_sock_addr(recvmsg6)]
+fn lb_recvmsg6(ctx: SockAddrContext) -> i32 {
+    sock::received(&SockAddr6(&ctx))
+}
+
+/// getpeername() of an `AF_INET` socket.
+#[cgroup_sock_addr(getpeername4)]
+fn lb_getpeername4(ctx: SockAddrContext) -> i32 {
+    sock::peer(&SockAddr4(&ctx))
+}
+
+/// getpeername() of an `AF_INET6` socket.
+#[cgroup_sock_addr(getpeername6)]
+fn lb_getpeername6(ctx: SockAddrContext) -> i32 {
+    sock::peer(&SockAddr6(&ctx))
+}
+
+/// connect() of the agent's own `AF_INET` socket, once and before the programs above, where the kernel tells nobody else.
+#[cgroup_sock_addr(connect4)]
+fn lb_ask_netns(ctx: SockAddrContext) -> i32 {
+    netns::answer(&ctx);
+    sock::ALLOW
+}

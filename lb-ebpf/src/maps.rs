@@ -1,0 +1,60 @@
+//! Every map and every read-only switch. Layouts: `lb_common::abi`. Sizes are the smallest useful ones; the agent
+//! overrides them when it loads the object.
+#![expect(unsafe_code, reason = "the loader finds read-only switches by their unmangled names")]
+
+use aya_ebpf::{
+    Global,
+    btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
+    macros::btf_map,
+};
+use lb_common::abi::{
+    Addr, Address, Backend, Config, Frontend, FrontendKey, Netns, Service, Slot, SockTcp, SockUdp,
+    maps::{MIN_ENTRIES, MMAPABLE, NO_PREALLOC},
+    meta,
+};
+
+/// Where traffic is accepted.
+#[btf_map(name = "lb_frontends")]
+pub(crate) static FRONTENDS: HashMap<FrontendKey, Frontend, { MIN_ENTRIES as usize }, NO_PREALLOC> =
+    HashMap::new();
+/// What an address is to this node.
+#[btf_map(name = "lb_addresses")]
+pub(crate) static ADDRESSES: HashMap<Addr, Address, { MIN_ENTRIES as usize }, NO_PREALLOC> = HashMap::new();
+/// Runs and policy of each service port and family.
+#[btf_map(name = "lb_services")]
+pub(crate) static SERVICES: Array<Service, { MIN_ENTRIES as usize }, MMAPABLE> = Array::new();
+/// Backends as new connections need them.
+#[btf_map(name = "lb_slots")]
+pub(crate) static SLOTS: Array<Slot, { MIN_ENTRIES as usize }, MMAPABLE> = Array::new();
+/// Life of each backend id.
+#[btf_map(name = "lb_backends")]
+pub(crate) static BACKENDS: Array<Backend, { MIN_ENTRIES as usize }, MMAPABLE> = Array::new();
+/// Network namespaces that are special.
+#[btf_map(name = "lb_netns")]
+pub(crate) static NETNS: HashMap<u64, Netns, { MIN_ENTRIES as usize }, NO_PREALLOC> = HashMap::new();
+/// The node's switches.
+#[btf_map(name = "lb_config")]
+pub(crate) static CONFIG: Array<Config, 1, MMAPABLE> = Array::new();
+/// What a later agent must know of these maps. No program reads it; it is here so that one object defines all maps.
+#[btf_map(name = "lb_meta")]
+pub(crate) static META: Array<u64, { meta::ENTRIES as usize }, MMAPABLE> = Array::new();
+/// What TCP sockets show as their peer.
+#[btf_map(name = "lb_sock_tcp")]
+pub(crate) static SOCK_TCP: SkStorage<SockTcp> = SkStorage::new();
+/// What UDP sockets remember of their backends.
+#[btf_map(name = "lb_sock_udp")]
+pub(crate) static SOCK_UDP: SkStorage<SockUdp> = SkStorage::new();
+/// Counters by reason.
+#[btf_map(name = "lb_reasons")]
+pub(crate) static REASONS: PerCpuArray<u64, { lb_common::abi::Reason::ALL.len() }> = PerCpuArray::new();
+
+/// Cookie of the host's network namespace; 0 while the agent could not learn it, which means the initial one.
+#[unsafe(no_mangle)]
+pub(crate) static LB_HOST_NETNS: Global<u64> = Global::new(0);
+/// Whether `bpf_set_retval` exists (5.18), so that a hook can choose the error that connect() returns.
+#[unsafe(no_mangle)]
+pub(crate) static LB_HAS_SET_RETVAL: Global<u32> = Global::new(0);
+/// Whether `bpf_skc_to_mptcp_sock` exists (5.19) in a kernel with MPTCP: it finds the socket of the application behind a
+/// subflow.
+#[unsafe(no_mangle)]
+pub(crate) static LB_HAS_MPTCP: Global<u32> = Global::new(0);

@@ -1,0 +1,118 @@
+//! `lb_common::datapath::tables::Tables` over the maps. Copies values out, never hands out map references.
+#![expect(unsafe_code, reason = "map values are read through pointers that the helpers return")]
+
+use aya_ebpf::helpers::bpf_get_prandom_u32;
+use lb_common::{
+    abi::{
+        Addr, Address, Backend, BackendId, Config, Frontend, FrontendKey, Netns, Reason, Run, Service,
+        ServiceFlags, ServiceId, Slot, Words as _,
+    },
+    datapath::tables::Tables,
+};
+
+use crate::maps;
+
+/// The maps of this object.
+pub(crate) struct BpfTables;
+
+/// Loads one aligned word of a map value whole; the agent stores it whole.
+///
+/// # Safety
+/// `value` points to a live map value of at least `index + 1` words with 8-byte alignment.
+#[inline(always)]
+unsafe fn load_word<T>(value: *const T, index: usize) -> u64 {
+    // SAFETY: the caller's promise.
+    let word = unsafe { value.cast::<u64>().add(index) };
+    // SAFETY: the caller's promise. Volatile: the agent writes concurrently, and the value must be read once.
+    unsafe { word.read_volatile() }
+}
+
+/// One word of a service, or nothing if the id is outside the array.
+#[inline(always)]
+fn service_word(service: ServiceId, index: usize) -> Option<u64> {
+    let value = maps::SERVICES.get_ptr(service.index)?;
+    // SAFETY: a value of this array has `Service::WORDS` words, and callers pass `Service::*_WORD`.
+    Some(unsafe { load_word(value, index) })
+}
+
+impl Tables for BpfTables {
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        let value = maps::FRONTENDS.get_ptr(key)?;
+        // SAFETY: a `Frontend` is one aligned word.
+        Some(Frontend::from_word(unsafe { load_word(value, 0) }))
+    }
+
+    #[inline(always)]
+    fn address(&self, addr: &Addr) -> Option<Address> {
+        let value = maps::ADDRESSES.get_ptr(addr)?;
+        // SAFETY: the pointer is a live map value; the element's memory stays a valid value even if it is reused.
+        Some(unsafe { value.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn cluster_run(&self, service: ServiceId) -> Option<Run> {
+        service_word(service, Service::CLUSTER_WORD).map(Run::from_word)
+    }
+
+    #[inline(always)]
+    fn local_run(&self, service: ServiceId) -> Option<Run> {
+        service_word(service, Service::LOCAL_WORD).map(Run::from_word)
+    }
+
+    #[inline(always)]
+    fn policy(&self, service: ServiceId) -> Option<(ServiceFlags, u32)> {
+        let word = service_word(service, Service::FLAGS_WORD)?;
+        let service = Service::from_words([0, 0, word, 0]);
+        Some((service.flags, service.affinity_s))
+    }
+
+    #[inline(always)]
+    fn slot(&self, slot: u32) -> Option<Slot> {
+        // Plain copy: a slot is written only while no run contains it.
+        maps::SLOTS.get(slot).copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: BackendId) -> Option<Backend> {
+        let value = maps::BACKENDS.get_ptr(id.index)?;
+        // SAFETY: a `Backend` is one aligned word.
+        Some(Backend::from_words([unsafe { load_word(value, 0) }]))
+    }
+
+    #[inline(always)]
+    fn netns(&self, cookie: u64) -> Option<Netns> {
+        let value = maps::NETNS.get_ptr(cookie)?;
+        // SAFETY: the pointer is a live map value.
+        Some(unsafe { value.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn config(&self) -> Config {
+        let Some(value) = maps::CONFIG.get_ptr(0) else {
+            return Config::OFF;
+        };
+        // SAFETY: a `Config` is `Config::WORDS` aligned words.
+        let first = unsafe { load_word(value, 0) };
+        // SAFETY: as above.
+        let second = unsafe { load_word(value, 1) };
+        Config::from_words([first, second])
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: the helper has no arguments and no preconditions.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn count(&self, reason: Reason) {
+        if let Some(counter) = maps::REASONS.get_ptr_mut(reason as u32) {
+            // SAFETY: the pointer is this CPU's live value.
+            let now = unsafe { counter.read() };
+            // A program that interrupts this one between the two may lose one count.
+            // SAFETY: as above.
+            unsafe { counter.write(now.wrapping_add(1)) };
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! The command lines of etcd, API server and controller manager.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::run_folder::STORE;
+use super::{API_ADDRESSES, API_PORT, Program, SERVICE_CIDRS, find};
+
+/// The controllers worth running without kubelets and without a scheduler.
+const CONTROLLERS: [&str; 6] = [
+    "endpointslice-controller",
+    "endpointslice-mirroring-controller",
+    "deployment-controller",
+    "replicaset-controller",
+    "namespace-controller",
+    "serviceaccount-controller",
+];
+
+/// etcd's address for clients. It speaks gRPC and, for [`super::ControlPlane::compact`], JSON.
+pub(super) const ETCD_URL: &str = "http://127.0.0.1:2379";
+
+pub(super) fn etcd(folder: &Path) -> Result<Command> {
+    let mut command = Command::new(find(Program::Etcd)?);
+    command
+        .arg("--data-dir")
+        .arg(folder.join(STORE))
+        // The data of a test need not survive the machine.
+        .arg("--unsafe-no-fsync")
+        .args(["--listen-client-urls", ETCD_URL, "--advertise-client-urls", ETCD_URL])
+        .args(["--listen-peer-urls", "http://127.0.0.1:2380", "--log-level", "warn"]);
+    Ok(command)
+}
+
+pub(super) fn api_server(folder: &Path) -> Result<Command> {
+    let mut command = Command::new(find(Program::ApiServer)?);
+    command
+        .args(["--etcd-servers", ETCD_URL])
+        // Compaction happens when a test asks for it, never by time.
+        .args(["--etcd-compaction-interval", "0"])
+        .args(["--secure-port", &API_PORT.to_string(), "--advertise-address", API_ADDRESSES[0]])
+        .args(["--service-cluster-ip-range", SERVICE_CIDRS])
+        .args(["--authorization-mode", "RBAC", "--service-account-issuer", "https://kubernetes.default.svc"])
+        // It would refuse pods until a controller has made the account and its token; there is no kubelet
+        // to use them.
+        .args(["--disable-admission-plugins", "ServiceAccount"])
+        // Close watches at once when asked to end, not after a minute.
+        .args(["--shutdown-send-retry-after", "--shutdown-watch-termination-grace-period", "1s"])
+        .args(["--allow-privileged", "--profiling=false"]);
+    for (flag, file) in [
+        ("--tls-cert-file", "server.crt"),
+        ("--tls-private-key-file", "server.key"),
+        ("--service-account-key-file", "sa.pub"),
+        ("--service-account-signing-key-file", "sa.key"),
+        ("--token-auth-file", "tokens.csv"),
+    ] {
+        command.arg(flag).arg(folder.join(file));
+    }
+    Ok(command)
+}
+
+pub(super) fn controller_manager(folder: &Path, kubeconfig: &Path) -> Result<Command> {
+    let mut command = Command::new(find(Program::ControllerManager)?);
+    command
+        .arg("--kubeconfig")
+        .arg(kubeconfig)
+        .arg("--service-account-private-key-file")
+        .arg(folder.join("sa.key"))
+        .args(["--controllers", &CONTROLLERS.join(",")])
+        .args(["--leader-elect=false", "--secure-port", "0"])
+        // The default of 20 requests per second is for sharing an API server with others.
+        .args(["--kube-api-qps", "1000", "--kube-api-burst", "2000"]);
+    Ok(command)
+}

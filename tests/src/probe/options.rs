@@ -1,0 +1,317 @@
+//! What a test asks for: servers, clients, loads, and how each is made.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How long one step of a socket's life may take unless a test says otherwise: it is expected to succeed, on a slow
+/// machine too.
+const DEFAULT_TIMEOUT_MS: u64 = 20_000;
+
+/// TCP or UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Protocol {
+    /// TCP, over MPTCP sockets where asked for.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// A server that answers each line (TCP) or datagram (UDP) with an [`Answer`](super::protocol::Answer).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Serve {
+    /// What it calls itself in answers.
+    pub name: String,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Where it listens; port 0 lets the kernel choose. A UDP server answers from this address, so it should
+    /// be a specific one.
+    pub at: SocketAddr,
+    /// Only with `[::]`: take IPv4 clients too, which are seen as `::ffff:a.b.c.d`.
+    pub dual: bool,
+    /// Listen with an MPTCP socket.
+    pub mptcp: bool,
+}
+
+impl Serve {
+    /// A TCP server.
+    pub fn tcp(name: &str, at: SocketAddr) -> Self {
+        Self { name: name.to_owned(), protocol: Protocol::Tcp, at, dual: false, mptcp: false }
+    }
+
+    /// A UDP server.
+    pub fn udp(name: &str, at: SocketAddr) -> Self {
+        Self { protocol: Protocol::Udp, ..Self::tcp(name, at) }
+    }
+
+    /// Takes IPv4 clients on an IPv6 socket.
+    #[must_use]
+    pub fn dual(self) -> Self {
+        Self { dual: true, ..self }
+    }
+
+    /// Listens with an MPTCP socket.
+    #[must_use]
+    pub fn mptcp(self) -> Self {
+        Self { mptcp: true, ..self }
+    }
+}
+
+/// How a client socket is made, whatever its protocol.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Via {
+    /// An `AF_INET6` socket that speaks to `::ffff:a.b.c.d`.
+    pub mapped: bool,
+    /// bind() to this address first; port 0 lets the kernel choose.
+    pub bind: Option<SocketAddr>,
+    /// `SO_BINDTODEVICE` first.
+    pub device: Option<String>,
+    /// Limit of each single step, in milliseconds. Afterwards the errno is `TIMEOUT`.
+    pub timeout_ms: u64,
+}
+
+impl Default for Via {
+    fn default() -> Self {
+        Self { mapped: false, bind: None, device: None, timeout_ms: DEFAULT_TIMEOUT_MS }
+    }
+}
+
+/// How the first segment may carry data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FastOpen {
+    /// connect(), then send().
+    #[default]
+    No,
+    /// sendto() with `MSG_FASTOPEN` and the text `hello`, whose answer a kept connection can receive first.
+    SendTo,
+    /// `TCP_FASTOPEN_CONNECT`, connect(), send().
+    Connect,
+}
+
+/// A TCP client.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[must_use]
+pub struct Tcp {
+    /// Where connect() goes.
+    pub to: SocketAddr,
+    /// How the socket is made.
+    pub via: Via,
+    /// Only connect and close, say nothing.
+    pub silent: bool,
+    /// Non-blocking connect, poll, `SO_ERROR`; otherwise connect() itself waits.
+    pub nonblocking: bool,
+    /// `IPPROTO_MPTCP`.
+    pub mptcp: bool,
+    /// TCP fast open.
+    pub fast_open: FastOpen,
+    /// Close by RST (`SO_LINGER` 0), so that no port stays in `TIME_WAIT`.
+    pub reset: bool,
+}
+
+impl Tcp {
+    /// A plain blocking client of `to`.
+    pub fn to(to: SocketAddr) -> Self {
+        Self {
+            to,
+            via: Via::default(),
+            silent: false,
+            nonblocking: false,
+            mptcp: false,
+            fast_open: FastOpen::No,
+            reset: false,
+        }
+    }
+
+    /// On an `AF_INET6` socket, to `::ffff:a.b.c.d`.
+    pub fn mapped(mut self) -> Self {
+        self.via.mapped = true;
+        self
+    }
+
+    /// From this source address.
+    pub fn bind(mut self, at: SocketAddr) -> Self {
+        self.via.bind = Some(at);
+        self
+    }
+
+    /// Over this interface.
+    pub fn device(mut self, name: &str) -> Self {
+        self.via.device = Some(name.to_owned());
+        self
+    }
+
+    /// With this limit for each step.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.via.timeout_ms = millis(limit);
+        self
+    }
+
+    /// Only connect.
+    pub fn silent(self) -> Self {
+        Self { silent: true, ..self }
+    }
+
+    /// With a non-blocking connect.
+    pub fn nonblocking(self) -> Self {
+        Self { nonblocking: true, ..self }
+    }
+
+    /// On an MPTCP socket.
+    pub fn mptcp(self) -> Self {
+        Self { mptcp: true, ..self }
+    }
+
+    /// With TCP fast open.
+    pub fn fast_open(self, fast_open: FastOpen) -> Self {
+        Self { fast_open, ..self }
+    }
+
+    /// Closed by RST.
+    pub fn reset(self) -> Self {
+        Self { reset: true, ..self }
+    }
+}
+
+/// Which system call receives a datagram.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Receiver {
+    /// recvfrom().
+    #[default]
+    RecvFrom,
+    /// recv(), which names no source.
+    Recv,
+    /// recvmsg().
+    RecvMsg,
+}
+
+/// A UDP client.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[must_use]
+pub struct Udp {
+    /// Where connect() or sendto() goes.
+    pub to: SocketAddr,
+    /// How the socket is made.
+    pub via: Via,
+    /// connect() first, then send(); otherwise sendto().
+    pub connected: bool,
+    /// How answers are read.
+    pub receiver: Receiver,
+}
+
+impl Udp {
+    /// An unconnected socket whose datagrams go to `to`, unless a send names another address.
+    pub fn to(to: SocketAddr) -> Self {
+        Self { to, via: Via::default(), connected: false, receiver: Receiver::RecvFrom }
+    }
+
+    /// A socket connected to `to`.
+    pub fn connected(to: SocketAddr) -> Self {
+        Self { connected: true, ..Self::to(to) }
+    }
+
+    /// On an `AF_INET6` socket, to `::ffff:a.b.c.d`.
+    pub fn mapped(mut self) -> Self {
+        self.via.mapped = true;
+        self
+    }
+
+    /// From this source address.
+    pub fn bind(mut self, at: SocketAddr) -> Self {
+        self.via.bind = Some(at);
+        self
+    }
+
+    /// Over this interface.
+    pub fn device(mut self, name: &str) -> Self {
+        self.via.device = Some(name.to_owned());
+        self
+    }
+
+    /// With this limit for each step.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.via.timeout_ms = millis(limit);
+        self
+    }
+
+    /// Reads answers with this system call.
+    pub fn receiver(self, receiver: Receiver) -> Self {
+        Self { receiver, ..self }
+    }
+}
+
+/// What one attempt of a load is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Attempt {
+    /// Connect, exchange unless silent, close.
+    Tcp(Tcp),
+    /// A new socket, send, receive, close.
+    Udp(Udp),
+}
+
+impl From<Tcp> for Attempt {
+    fn from(tcp: Tcp) -> Self {
+        Self::Tcp(tcp)
+    }
+}
+
+impl From<Udp> for Attempt {
+    fn from(udp: Udp) -> Self {
+        Self::Udp(udp)
+    }
+}
+
+/// The same attempt again and again, until the first of its bounds is reached.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[must_use]
+pub struct Many {
+    /// What is repeated.
+    pub attempt: Attempt,
+    /// Attempts of all threads together, at most [`Many::MAX_COUNT`].
+    pub count: u64,
+    /// Milliseconds, at most [`Many::MAX_TIME`].
+    pub for_ms: u64,
+    /// Threads, 1 to [`Many::MAX_THREADS`].
+    pub threads: u32,
+    /// Pause of a thread after each attempt, in microseconds.
+    pub pause_us: u64,
+}
+
+impl Many {
+    /// Most attempts of one load.
+    pub const MAX_COUNT: u64 = 10_000_000;
+    /// Longest time of one load: longer than any test that finishes its load by itself.
+    pub const MAX_TIME: Duration = Duration::from_mins(10);
+    /// Most threads of one load.
+    pub const MAX_THREADS: u32 = 64;
+
+    /// `count` attempts, in one thread.
+    pub fn times(count: u64, attempt: impl Into<Attempt>) -> Self {
+        Self { attempt: attempt.into(), count, for_ms: millis(Self::MAX_TIME), threads: 1, pause_us: 0 }
+    }
+
+    /// As many attempts as one thread makes until the load is finished. A test that takes longer than
+    /// [`Many::MAX_TIME`] finds it done before.
+    pub fn until_finished(attempt: impl Into<Attempt>) -> Self {
+        Self::during(Self::MAX_TIME, attempt)
+    }
+
+    /// As many attempts as one thread makes in `time`.
+    pub fn during(time: Duration, attempt: impl Into<Attempt>) -> Self {
+        Self { for_ms: millis(time), ..Self::times(Self::MAX_COUNT, attempt) }
+    }
+
+    /// In this many threads.
+    pub fn threads(self, threads: u32) -> Self {
+        Self { threads, ..self }
+    }
+
+    /// With this pause of a thread after each attempt.
+    pub fn pause(self, pause: Duration) -> Self {
+        Self { pause_us: u64::try_from(pause.as_micros()).unwrap_or(u64::MAX), ..self }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,99 @@
+//! What the maps hold, as text: one fact per line, sorted, the same for equal contents.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use anyhow::Result;
+use lb_agent::maps::{Array, read};
+use lb_common::abi::{
+    Addr, Backend, BackendState, Config, FrontendKind, Run, Service, ServiceFlags, Slot, Words as _,
+};
+
+use super::Driver;
+use crate::invariants::slots;
+
+/// Frontends, services with their ports, slots that a run contains, backends that are not free, the range of NodePorts,
+/// and what was not programmed.
+///
+/// # Errors
+/// Those of the maps.
+pub fn dump(driver: &Driver) -> Result<String> {
+    let reconciler = &driver.reconciler;
+    let maps = reconciler.maps();
+    let mut text = String::new();
+    for (key, value) in maps.frontends.dump()? {
+        let kind = FrontendKind::from_number(value.kind).map_or("?", FrontendKind::name);
+        writeln!(
+            text,
+            "FE   {:<24} {kind:<12} {}",
+            format!("{}/{}", key.at(), key.proto),
+            value.service.index
+        )?;
+    }
+    let mut used: BTreeMap<u32, Slot> = BTreeMap::new();
+    for (id, port) in reconciler.programmed() {
+        let service: Service = read(&*maps.services, id);
+        let name = format!("{} {:?} {} {}", port.service, port.port, port.protocol, port.family);
+        writeln!(text, "SVC  {id:<3} {name:<36} {}", runs(&service))?;
+        for run in [service.cluster, service.local] {
+            used.extend((run.base..).zip(slots(&*maps.slots, run)));
+        }
+    }
+    for (index, slot) in used {
+        writeln!(text, "SLOT {index:<3} {:<24} {}", slot.at(), slot.backend.index)?;
+    }
+    for id in 0..maps.backends.entries(1) {
+        backend(&mut text, &*maps.backends, id)?;
+    }
+    let config = Config::from_words([maps.config.load(0), maps.config.load(1)]);
+    if config.node_port_max != 0 {
+        writeln!(text, "CFG  NodePorts {}..={}", config.node_port_min, config.node_port_max)?;
+    }
+    for contested in driver.contested.values().flatten() {
+        let frontend = contested.frontend;
+        let address = if frontend.addr == Addr::ANY_V4 {
+            "every address".to_owned()
+        } else {
+            frontend.addr.to_string()
+        };
+        writeln!(
+            text,
+            "WAIT {} {:?} for {address} port {}: {} has it",
+            contested.port.service, contested.port.port, frontend.port, contested.owner
+        )?;
+    }
+    for (port, no_room) in &driver.left_out {
+        writeln!(text, "OUT  {} {:?}: {no_room}", port.service, port.port)?;
+    }
+    Ok(text)
+}
+
+/// Runs, policy and affinity of a service. An unused run repeats the used one.
+fn runs(service: &Service) -> String {
+    let run =
+        |Run { base, count, .. }: Run| if count == 0 { "none".to_owned() } else { format!("{base}+{count}") };
+    let mut text = format!("cluster {} local {}", run(service.cluster), run(service.local));
+    if service.flags.has(ServiceFlags::INTERNAL_LOCAL) {
+        text.push_str(" internal-local");
+    }
+    match service.affinity_s {
+        0 => text,
+        seconds => format!("{text} affinity {seconds} s"),
+    }
+}
+
+fn backend(text: &mut String, backends: &dyn Array, id: u32) -> Result<()> {
+    let Backend { state, runs, .. } = read(backends, id);
+    let state = match state {
+        free if free == BackendState::Free as u8 => return Ok(()),
+        active if active == BackendState::Active as u8 => "active",
+        _ => "terminating",
+    };
+    let lists: Vec<&str> = [(Backend::IN_CLUSTER, "cluster"), (Backend::IN_LOCAL, "local")]
+        .into_iter()
+        .filter(|(bit, _)| runs & bit != 0)
+        .map(|(_, name)| name)
+        .collect();
+    writeln!(text, "BE   {id:<3} {state} {}", lists.join(" "))?;
+    Ok(())
+}

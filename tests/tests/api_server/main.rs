@@ -1,0 +1,20 @@
+//! The agent follows a real API server: what is written there reaches real sockets, whatever becomes of the connection.
+//!
+//! | module | rule |
+//! |---|---|
+//! | `objects` | what is written is programmed: lists, additions, changes, deletions, labels, owners of slices |
+//! | `pods` | endpoints are those that the real controller makes of Pods |
+//! | `watches` | a list or watch that fails is taken up again, and loses and breaks nothing |
+//! | `outages` | traffic outlives the API server and the agent, and what was missed is found |
+//! | `access` | addresses, credentials, certificates, rights and the own Node: what is wrong is named |
+//!
+//! Every agent follows the whole cluster, so all of them see each other's objects; every test has its own node,
+//! namespace and addresses.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod access;
+mod objects;
+mod outages;
+mod pods;
+mod watches;
+mod world;

@@ -1,0 +1,150 @@
+//! Traffic outlives the API server and the agent, and what was missed is found.
+
+use lb_tests::control_plane::ControlPlane;
+use lb_tests::needs_cluster;
+
+use crate::world::{World, restartable};
+
+#[test]
+fn traffic_flows_while_the_api_server_restarts_and_later_changes_arrive() {
+    needs_cluster!();
+    let control_plane = restartable();
+    let mut world = World::new(&control_plane, "restarted");
+    world.write(1, &[1]);
+    world.start();
+    world.expect(1, &[1]);
+    let traffic = world.begin(1);
+    control_plane.stop_api_server();
+    traffic.goes_on();
+    control_plane.start_api_server().unwrap();
+    world.write(1, &[1, 2]);
+    world.write(2, &[3]);
+    world.expect(1, &[1, 2]);
+    world.expect(2, &[3]);
+    traffic.end();
+}
+
+/// The connection breaks without a word, and the version that was last seen is too old afterwards: only a new list tells
+/// what is gone.
+#[test]
+fn what_was_deleted_while_the_agent_could_not_see_it_is_found() {
+    needs_cluster!();
+    let control_plane = restartable();
+    let mut world = World::new(&control_plane, "unseen");
+    for i in 1..=4 {
+        world.write(i, &[1]);
+    }
+    world.start();
+    for i in 1..=4 {
+        world.expect(i, &[1]);
+    }
+    let traffic = world.begin(1);
+    control_plane.kill_api_server();
+    world.unlink();
+    control_plane.start_api_server().unwrap();
+    world.namespace.delete(&world.service(2)).unwrap();
+    for slice in crate::world::slices(3, &[]) {
+        world.namespace.delete(&slice).unwrap();
+    }
+    world.write_slices(4, &[2]);
+    world.write(5, &[3]);
+    assert!(control_plane.compact().unwrap() > 0);
+    control_plane.kill_api_server();
+    control_plane.start_api_server().unwrap();
+    traffic.goes_on();
+    world.relink();
+    world.expect_gone(2);
+    world.expect(3, &[]);
+    world.expect(4, &[2]);
+    world.expect(5, &[3]);
+    traffic.end();
+}
+
+/// No packet tells of a cable that was cut; the agent finds out by itself.
+#[test]
+fn a_connection_that_leads_to_nobody_any_more_is_given_up() {
+    needs_cluster!();
+    let mut world = World::new(ControlPlane::shared(), "cut");
+    world.write(1, &[1]);
+    world.start();
+    world.expect(1, &[1]);
+    let traffic = world.begin(1);
+    world.unlink();
+    world.relink();
+    world.write_slices(1, &[1, 2]);
+    world.expect(1, &[1, 2]);
+    traffic.end();
+}
+
+#[test]
+fn an_agent_that_starts_before_the_api_server_waits_and_breaks_nothing_that_is_pinned() {
+    needs_cluster!();
+    let control_plane = restartable();
+    let mut world = World::new(&control_plane, "early");
+    world.write(1, &[1]);
+    world.write(2, &[2]);
+    world.start();
+    world.expect(1, &[1]);
+    let traffic = world.begin(1);
+    world.stop();
+    world.namespace.delete(&world.service(2)).unwrap();
+    control_plane.stop_api_server();
+
+    world.spawn_at(&control_plane.node_urls()[0]);
+    world.wait_for_line(&["WARN", "objects cannot be watched", "retrying"]);
+    traffic.goes_on();
+    world.expect(2, &[2]);
+    control_plane.start_api_server().unwrap();
+    world.wait_ready();
+    world.expect_gone(2);
+    world.write(3, &[3]);
+    world.expect(3, &[3]);
+    traffic.end();
+}
+
+/// In a pod the agent is told the address of the Service `kubernetes`, which it itself makes work.
+#[test]
+fn an_agent_that_depends_on_its_own_work_finds_the_api_server_again() {
+    needs_cluster!();
+    let control_plane = restartable();
+    let mut world = World::new(&control_plane, "itself");
+    world.write(1, &[1]);
+    world.start();
+    world.stop();
+    world.spawn_at("https://10.0.0.1:443");
+    world.wait_ready();
+    control_plane.stop_api_server();
+    world.wait_for_line(&["WARN", "objects cannot be watched", "10.0.0.1"]);
+    control_plane.start_api_server().unwrap();
+    world.write(1, &[1, 2]);
+    world.expect(1, &[1, 2]);
+    control_plane.kill_api_server();
+    control_plane.start_api_server().unwrap();
+    world.write(1, &[2]);
+    world.expect(1, &[2]);
+}
+
+#[test]
+fn an_agent_that_starts_again_finds_what_changed_meanwhile() {
+    needs_cluster!();
+    let mut world = World::new(ControlPlane::shared(), "away");
+    for i in 1..=3 {
+        world.write(i, &[1]);
+    }
+    world.start();
+    let traffic = world.begin(1);
+    for i in 1..=3 {
+        world.expect(i, &[1]);
+    }
+    world.stop();
+    world.namespace.delete(&world.service(2)).unwrap();
+    world.write_slices(3, &[2, 3]);
+    world.write(4, &[2]);
+    // Nobody has told the maps.
+    world.expect(2, &[1]);
+    world.start();
+    world.expect_gone(2);
+    world.expect(3, &[2, 3]);
+    world.expect(4, &[2]);
+    traffic.end();
+}

@@ -1,0 +1,250 @@
+//! More Services, endpoints and addresses than the maps were made for.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
+use std::time::Duration;
+
+use lb_agent::compile::{Frontend, FrontendKind, Policies, PortEntries, PortKey, Target};
+use lb_agent::datapath::load::{Loaded, Switches, load};
+use lb_agent::maps::Maps;
+use lb_agent::maps::memory::Capacities;
+use lb_agent::maps::pin::PinDir;
+use lb_agent::model::{Family, Protocol, ServiceName};
+use lb_agent::reconcile::Desired;
+use lb_common::abi::maps;
+use lb_tests::agent::{service, slice};
+use lb_tests::invariants::{assert_no_dangling, meaning};
+use lb_tests::probe::{Many, Serve, Tcp, Udp};
+use lb_tests::scenario::Driver;
+use lb_tests::{Agent, Bpffs, Home, Node, Topology, binary, needs_root, wait_for};
+use serde_json::{Value, json};
+
+/// The smallest maps have room for fewer.
+const MANY: u32 = 5000;
+
+/// Longer than anything takes.
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// Address of Service `n`.
+fn cluster_ip(n: u32) -> Ipv4Addr {
+    Ipv4Addr::from(0x0a00_0000 + n)
+}
+
+/// Service `n`, for TCP and UDP, with the pod at `backend`.
+fn objects(n: u32, backend: IpAddr) -> Vec<Value> {
+    let name = format!("service-{n}");
+    let mut objects = vec![service(
+        &name,
+        &[&cluster_ip(n).to_string()],
+        &[("stream", "TCP", 80), ("datagram", "UDP", 53)],
+    )];
+    for port in [("stream", "TCP", 8080), ("datagram", "UDP", 5353)] {
+        objects.push(slice(&format!("{name}-{}", port.0), &name, port, &[backend]));
+    }
+    objects
+}
+
+#[test]
+fn maps_grow_while_connections_are_made_and_no_socket_notices() {
+    needs_root!();
+    let net = Topology::single().unwrap();
+    let node = net.node(1);
+    let [database, web] = [("database", 20), ("web", 10)]
+        .map(|(name, last)| node.add_pod(name, [10, 1, 1, last].into()).unwrap());
+    let servers = database.probe("servers").unwrap();
+    let backend: IpAddr = [10, 1, 1, 20].into();
+    servers.serve(&Serve::tcp("backend", (backend, 8080).into())).unwrap();
+    servers.serve(&Serve::udp("backend", (backend, 5353).into())).unwrap();
+    let home = Home::new("growth").unwrap();
+    let mut first = objects(1, backend);
+    first[0]["spec"]["type"] = json!("NodePort");
+    first[0]["spec"]["ports"][0]["nodePort"] = json!(30080);
+    home.apply("first", &first).unwrap();
+    let agent = Agent::start(node, &home).unwrap();
+
+    let client = web.probe("client").unwrap();
+    let busy = web.probe("busy").unwrap();
+    let at = |n, port| SocketAddr::new(cluster_ip(n).into(), port);
+    let kept = client.open_udp(&Udp::to(at(1, 53))).unwrap();
+    let load = Tcp::to(at(1, 80)).reset().timeout(LIMIT);
+    let load = busy.begin(&Many::during(Many::MAX_TIME, load).pause(Duration::from_millis(1))).unwrap();
+    let before = busy.tally(load).unwrap().successes();
+
+    home.apply("many", &(2..=MANY).flat_map(|n| objects(n, backend)).collect::<Vec<_>>()).unwrap();
+    // An untranslated socket waits for an answer that does not come.
+    let reaches = |to| {
+        let reached = client.tcp(&Tcp::to(to).timeout(Duration::from_millis(500)));
+        reached.map(|reached| assert_eq!(reached.server(), "backend")).map_err(|error| error.to_string())
+    };
+    wait_for("the last Service", LIMIT, || reaches(at(MANY, 80))).unwrap();
+    assert!(home.log().contains("growing the maps"), "{}", home.log());
+    for n in (2..MANY).step_by(97) {
+        assert_eq!(
+            client.tcp(&Tcp::to(at(n, 80)).timeout(LIMIT)).unwrap().server(),
+            "backend",
+            "Service {n}"
+        );
+    }
+    // A NodePort on as many addresses.
+    let node_address = |n: u32| Ipv4Addr::from(0xac10_0000 + n);
+    let lines: Vec<String> = (1..=MANY).map(|n| format!("addr add {}/32 dev lo", node_address(n))).collect();
+    node.netns.ip(&lines.join("\n")).unwrap();
+    wait_for("the NodePort on the last address", LIMIT, || {
+        reaches(SocketAddr::new(node_address(MANY).into(), 30080))
+    })
+    .unwrap();
+
+    let tally = busy.finish(load).unwrap();
+    assert_eq!(tally.failures(), 0, "{tally:?}");
+    assert!(tally.successes() > before, "{tally:?}");
+    let again = client.exchange(kept.handle, "after all").unwrap();
+    assert_eq!((again.answer.server.as_str(), again.from), ("backend", Some(at(1, 53))));
+
+    // The next agent takes over the large maps.
+    agent.crash().unwrap();
+    let (grown, next) = (growths(&home), Agent::start(node, &home).unwrap());
+    assert_eq!(growths(&home), grown, "{}", home.log());
+    client.tcp(&Tcp::to(at(MANY, 80)).timeout(LIMIT)).unwrap();
+    next.stop().unwrap();
+}
+
+/// The address of endpoint `n`, which is the node's own.
+fn endpoint(n: u32) -> IpAddr {
+    Ipv4Addr::from(0x0a09_0000 + n).into()
+}
+
+/// Service 1 with these endpoints.
+fn large(endpoints: Range<u32>) -> Vec<Value> {
+    let endpoints: Vec<IpAddr> = endpoints.map(endpoint).collect();
+    let mut objects = vec![service("service-1", &[&cluster_ip(1).to_string()], &[("stream", "TCP", 80)])];
+    let slices = endpoints.chunks(1000).enumerate();
+    objects.extend(slices.map(|(number, some)| {
+        slice(&format!("service-1-{number}"), "service-1", ("stream", "TCP", 8080), some)
+    }));
+    objects
+}
+
+/// The Service that makes the maps grow is the one that clients connect to: until programs read the bigger maps, its run must
+/// not name slots that only those have.
+#[test]
+fn a_service_that_outgrows_the_maps_is_served_all_the_while() {
+    needs_root!();
+    let net = Topology::single().unwrap();
+    let node = net.node(1);
+    node.netns.ip("route add local 10.9.0.0/16 dev lo").unwrap();
+    let servers = node.probe("servers").unwrap();
+    servers.serve(&Serve::tcp("backend", ([0; 4], 8080).into())).unwrap();
+    let home = Home::new("outgrown").unwrap();
+    home.apply("large", &large(1..11)).unwrap();
+    let _agent = Agent::start(node, &home).unwrap();
+
+    let web = node.add_pod("web", [10, 1, 1, 10].into()).unwrap();
+    let busy = web.probe("busy").unwrap();
+    let to = Tcp::to((cluster_ip(1), 80).into()).reset().timeout(LIMIT);
+    let load = busy.begin(&Many::until_finished(to)).unwrap();
+    // Larger, then all of it replaced at once, twice: both generations have an id for a moment.
+    for (first, last) in [(1, 2501), (3001, 6001), (7001, 10_001)] {
+        let before = busy.tally(load).unwrap().successes();
+        home.apply("large", &large(first..last)).unwrap();
+        let wanted: BTreeSet<String> = (first..last).map(|n| endpoint(n).to_string()).collect();
+        wait_for("the endpoints", LIMIT, || {
+            let found = backends(node, &home);
+            if found == wanted { Ok(()) } else { Err(format!("{} backends", found.len())) }
+        })
+        .unwrap();
+        let tally = busy.tally(load).unwrap();
+        assert!(tally.successes() > before, "{tally:?}");
+    }
+    let tally = busy.finish(load).unwrap();
+    assert_eq!(tally.failures(), 0, "{tally:?}");
+    assert!(growths(&home) >= 1, "{}", home.log());
+}
+
+/// What `lb-agent backend list` shows.
+fn backends(node: &Node, home: &Home) -> BTreeSet<String> {
+    let mut command = node.command(binary("lb-agent").unwrap());
+    command
+        .args(["backend", "list", "-o", "json"])
+        .env("LB_PIN_DIR", home.pin_dir())
+        .env("LB_SOCKET", home.socket());
+    let output = command.output().unwrap();
+    let list: Vec<Value> =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    list.iter().map(|backend| backend["address"].as_str().unwrap().to_owned()).collect()
+}
+
+/// How often the log says that maps have grown.
+fn growths(home: &Home) -> usize {
+    home.log().matches("growing the maps").count()
+}
+
+const SMALL: Capacities = Capacities { frontends: 16, addresses: 4, services: 16, slots: 64, backends: 64 };
+const LARGE: Capacities =
+    Capacities { frontends: 64, addresses: 16, services: 32, slots: 256, backends: 128 };
+
+/// The maps that [`LARGE`] replaces.
+const GROWN: [&str; 5] = [maps::FRONTENDS, maps::ADDRESSES, maps::SERVICES, maps::SLOTS, maps::BACKENDS];
+
+fn open(pins: &PinDir, capacities: Capacities) -> Maps {
+    let switches = Switches { host_netns: 0, has_set_retval: false, has_mptcp: false };
+    let Loaded { maps, .. } = load(pins, switches, capacities, || {}).unwrap();
+    maps
+}
+
+/// Service `n` with `endpoints` endpoints.
+fn desired(n: u8, endpoints: u8) -> Desired {
+    let name = ServiceName::new("ns", &format!("s{n}"));
+    let port = PortEntries {
+        key: PortKey { service: name.clone(), port: "".into(), protocol: Protocol::Tcp, family: Family::V4 },
+        frontends: vec![Frontend { at: ([10, 0, 0, n], 80).into(), kind: FrontendKind::ClusterIp }],
+        cluster: (0..endpoints)
+            .map(|at| Target { at: ([10, 1, n, at], 8080).into(), terminating: false })
+            .collect(),
+        local: Vec::new(),
+        policies: Policies { has_any: endpoints != 0, ..Policies::default() },
+        affinity_s: 0,
+    };
+    Desired { name, created_s: i64::from(n), ports: vec![port] }
+}
+
+/// Old and new pins have equal content until the first write to the new maps, so any mixture of them is whole.
+#[test]
+fn a_stop_after_any_replaced_pin_leaves_what_was_there() {
+    needs_root!();
+    for replaced in 0..=GROWN.len() {
+        let bpffs = Bpffs::new("growth").unwrap();
+        let folder = bpffs.path().join("lb");
+        let pins = PinDir::open(&folder).unwrap();
+        let mut agent = Driver::start(open(&pins, SMALL)).unwrap();
+        let services = [desired(1, 3), desired(2, 0), desired(3, 5)];
+        agent.follow(&services).unwrap();
+        let (meant, had) = (meaning(agent.reconciler.maps()).unwrap(), ids(&agent));
+        drop(agent);
+
+        for name in GROWN {
+            fs::hard_link(pins.map(name), pins.map(&format!("{name}_old"))).unwrap();
+        }
+        drop(open(&pins, LARGE));
+        for name in &GROWN[replaced..] {
+            fs::rename(pins.map(&format!("{name}_old")), pins.map(name)).unwrap();
+        }
+        drop(pins);
+
+        let pins = PinDir::open(&folder).unwrap();
+        let mut next = Driver::start(open(&pins, LARGE)).unwrap();
+        assert_no_dangling(next.reconciler.maps());
+        assert_eq!(meaning(next.reconciler.maps()).unwrap(), meant, "{replaced} replaced");
+        assert_eq!(next.follow(&services).unwrap(), 0, "{replaced} replaced: nothing is left to write");
+        assert_eq!(ids(&next), had, "{replaced} replaced: every Service has its id");
+        next.put_all((10..30).map(|n| desired(n, 2)).collect()).unwrap();
+        assert!(next.left_out.is_empty(), "{replaced} replaced: {:?} have no room", next.left_out);
+    }
+}
+
+/// Which id each port has.
+fn ids(agent: &Driver) -> Vec<(u32, PortKey)> {
+    agent.reconciler.programmed().map(|(id, port)| (id, port.clone())).collect()
+}

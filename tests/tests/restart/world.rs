@@ -1,0 +1,281 @@
+//! Small random clusters with as many collisions as possible, and an independent answer to what the maps should mean.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use lb_agent::compile::{Frontend, FrontendKind, Policies, PortEntries, PortKey, Target};
+use lb_agent::model::{Family, Protocol, ServiceName};
+use lb_agent::reconcile::Desired;
+use lb_common::abi::{self, Backend, FrontendKey, L4Addr, Proto, ServiceFlags};
+use lb_tests::invariants::{Meant, Seat};
+use proptest::prelude::*;
+
+/// Number of Services that there can be.
+const SERVICES: u8 = 4;
+
+/// A Service port, as small numbers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Port {
+    is_udp: bool,
+    number: u16,
+    /// NodePort; 0 means none.
+    on_nodes: u16,
+    /// Bits: which of the endpoints serve, and which of those are about to leave.
+    cluster: u8,
+    local: u8,
+    terminating: u8,
+    internal_local: bool,
+    external_local: bool,
+    affinity_s: u32,
+}
+
+/// A Service, as small numbers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Service {
+    created_s: i64,
+    cluster_ip: u8,
+    /// Bits: which of the shared external addresses it claims. The last one is another Service's cluster IP.
+    external: u8,
+    has_v6: bool,
+    ports: BTreeMap<&'static str, Port>,
+}
+
+/// All Services, by number.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct World(BTreeMap<u8, Service>);
+
+fn port() -> impl Strategy<Value = Port> {
+    (
+        (any::<bool>(), 80_u16..83, prop_oneof![2 => Just(0_u16), 1 => 30_000_u16..30_003]),
+        (any::<u8>(), any::<u8>(), any::<u8>()),
+        (prop::bool::weighted(0.3), prop::bool::weighted(0.3), prop_oneof![Just(0_u32), Just(10_800)]),
+    )
+        .prop_map(|((is_udp, number, on_nodes), sets, (internal_local, external_local, affinity_s))| {
+            let (cluster, local, terminating) = sets;
+            // A third of all endpoints is about to leave.
+            let terminating = terminating & cluster.rotate_left(3);
+            Port {
+                is_udp,
+                number,
+                on_nodes,
+                cluster: cluster & 0x3f,
+                local: local & 0x3f,
+                terminating,
+                internal_local,
+                external_local,
+                affinity_s,
+            }
+        })
+}
+
+fn service() -> impl Strategy<Value = Service> {
+    let ports = prop::collection::btree_map(prop::sample::select(vec!["a", "b", "c"]), port(), 1..4);
+    (0_i64..4, 0_u8..2, 0_u8..8, prop::bool::weighted(0.3), ports).prop_map(
+        |(created_s, cluster_ip, external, has_v6, mut ports)| {
+            // The API server refuses two ports of one number, or of one node port, with one protocol.
+            let mut numbers = BTreeSet::new();
+            ports.retain(|_, port| numbers.insert((port.is_udp, port.number)));
+            let mut node_ports = BTreeSet::new();
+            for port in ports.values_mut() {
+                if !node_ports.insert((port.is_udp, port.on_nodes)) {
+                    port.on_nodes = 0;
+                }
+            }
+            Service { created_s, cluster_ip, external, has_v6, ports }
+        },
+    )
+}
+
+/// A cluster.
+pub(crate) fn world() -> impl Strategy<Value = World> {
+    prop::collection::btree_map(0..SERVICES, service(), 0..usize::from(SERVICES) + 1).prop_map(World)
+}
+
+/// A cluster and how it changes: most Services stay as they are from one state to the next.
+pub(crate) fn history(states: core::ops::Range<usize>) -> impl Strategy<Value = Vec<World>> {
+    let change = (0..SERVICES, prop::option::weighted(0.75, service()));
+    let changes = prop::collection::vec(change, 1..4);
+    (world(), prop::collection::vec(changes, states)).prop_map(|(first, steps)| {
+        let mut states = vec![first];
+        for changes in steps {
+            let mut next = states.last().cloned().unwrap_or_else(|| World(BTreeMap::new()));
+            for (number, service) in changes {
+                match service {
+                    Some(service) => next.0.insert(number, service),
+                    None => next.0.remove(&number),
+                };
+            }
+            states.push(next);
+        }
+        states
+    })
+}
+
+impl World {
+    /// Nothing at all.
+    pub(crate) const EMPTY: Self = Self(BTreeMap::new());
+
+    /// This world, with every other Service as `other` has it.
+    pub(crate) fn mixed_with(&self, other: &Self) -> Self {
+        let mut mixed = self.clone();
+        for number in (0..SERVICES).step_by(2) {
+            match other.0.get(&number) {
+                Some(service) => mixed.0.insert(number, service.clone()),
+                None => mixed.0.remove(&number),
+            };
+        }
+        mixed
+    }
+
+    /// The Services as compile would give them.
+    pub(crate) fn desired(&self) -> Vec<Desired> {
+        self.0.iter().map(|(number, service)| service.desired(*number)).collect()
+    }
+
+    /// What the maps should mean: every frontend belongs to the oldest Service that wants it.
+    pub(crate) fn meaning(&self) -> BTreeMap<FrontendKey, Meant> {
+        let owners = self.owners();
+        owners.into_iter().map(|(key, (entries, kind))| (key, meant(&entries, kind))).collect()
+    }
+
+    /// Whose a frontend should be.
+    pub(crate) fn owner(&self, key: &FrontendKey) -> Option<ServiceName> {
+        self.owners().remove(key).map(|(entries, _)| entries.key.service)
+    }
+
+    /// Whether the owner of a frontend wants it no longer in `after`, or was deleted and made again.
+    pub(crate) fn gives_up(&self, key: &FrontendKey, after: &Self) -> bool {
+        let Some(owner) = self.owner(key) else { return false };
+        let age = |world: &Self| world.0.iter().find(|(n, _)| name(**n) == owner).map(|(_, s)| s.created_s);
+        age(self) != age(after) || !after.wants(&owner, key)
+    }
+
+    /// Whether a Service wants a frontend, whoever has it.
+    fn wants(&self, service: &ServiceName, key: &FrontendKey) -> bool {
+        let mut only = self.clone();
+        only.0.retain(|number, _| name(*number) == *service);
+        only.owner(key).is_some()
+    }
+
+    fn owners(&self) -> BTreeMap<FrontendKey, (PortEntries, FrontendKind)> {
+        let mut by_age = self.desired();
+        by_age.sort_by_key(|service| (service.created_s, service.name.clone()));
+        let mut owners = BTreeMap::new();
+        for entries in by_age.iter().flat_map(|service| &service.ports) {
+            for frontend in &entries.frontends {
+                let at = L4Addr::from(frontend.at);
+                let proto = if entries.key.protocol == Protocol::Udp { Proto::UDP } else { Proto::TCP };
+                owners.entry(FrontendKey::new(at, proto)).or_insert_with(|| (entries.clone(), frontend.kind));
+            }
+        }
+        owners
+    }
+}
+
+fn name(number: u8) -> ServiceName {
+    ServiceName::new("ns", &format!("s{number}"))
+}
+
+fn meant(entries: &PortEntries, kind: FrontendKind) -> Meant {
+    let Policies { internal_local, external_local, .. } = entries.policies;
+    let has_external = entries.frontends.iter().any(|frontend| frontend.kind != FrontendKind::ClusterIp);
+    let uses_cluster = !internal_local || has_external;
+    let uses_local = internal_local || (external_local && has_external);
+    let cluster: &[Target] = if uses_cluster { &entries.cluster } else { &[] };
+    let local: &[Target] = if uses_local { &entries.local } else { &[] };
+    let lists = |targets: &[Target], at| targets.iter().any(|target| target.at == at);
+    let seats = |targets: &[Target]| {
+        targets
+            .iter()
+            .map(|target| {
+                let in_cluster = if lists(cluster, target.at) { Backend::IN_CLUSTER } else { 0 };
+                let in_local = if lists(local, target.at) { Backend::IN_LOCAL } else { 0 };
+                Seat { at: target.at.into(), terminating: target.terminating, runs: in_cluster | in_local }
+            })
+            .collect::<Vec<_>>()
+    };
+    Meant {
+        kind: match kind {
+            FrontendKind::ClusterIp => abi::FrontendKind::ClusterIp,
+            FrontendKind::ExternalIp => abi::FrontendKind::ExternalIp,
+            FrontendKind::LoadBalancer => abi::FrontendKind::LoadBalancer,
+            FrontendKind::NodePort => abi::FrontendKind::NodePort,
+        } as u8,
+        // The run that is not used repeats the other one.
+        cluster: seats(if uses_cluster { cluster } else { local }),
+        local: seats(if uses_local { local } else { cluster }),
+        flags: ServiceFlags { bits: u32::from(internal_local) },
+        affinity_s: entries.affinity_s,
+    }
+}
+
+impl Service {
+    fn desired(&self, number: u8) -> Desired {
+        let name = name(number);
+        let mut ports: Vec<PortEntries> = Vec::new();
+        for family in Family::BOTH {
+            if family == Family::V6 && !self.has_v6 {
+                continue;
+            }
+            for (port_name, port) in &self.ports {
+                ports.push(PortEntries {
+                    key: PortKey {
+                        service: name.clone(),
+                        port: (*port_name).into(),
+                        protocol: if port.is_udp { Protocol::Udp } else { Protocol::Tcp },
+                        family,
+                    },
+                    frontends: self.frontends(number, port, family),
+                    cluster: port.targets(port.cluster, family),
+                    local: port.targets(port.local, family),
+                    policies: Policies {
+                        internal_local: port.internal_local,
+                        external_local: port.external_local,
+                        has_any: true,
+                    },
+                    affinity_s: port.affinity_s,
+                });
+            }
+        }
+        ports.sort_by(|one, other| one.key.cmp(&other.key));
+        Desired { name, created_s: self.created_s, ports }
+    }
+
+    fn frontends(&self, number: u8, port: &Port, family: Family) -> Vec<Frontend> {
+        let cluster_ip = addr(family, [10, 96, self.cluster_ip, number]);
+        let mut served = vec![(cluster_ip, FrontendKind::ClusterIp)];
+        let external = [[192, 0, 2, 1], [192, 0, 2, 2], [10, 96, 0, 0]];
+        for (bit, octets) in external.into_iter().enumerate() {
+            if self.external & (1 << bit) != 0 && addr(family, octets) != cluster_ip {
+                served.push((addr(family, octets), FrontendKind::ExternalIp));
+            }
+        }
+        served.sort();
+        let node_port = (port.on_nodes != 0).then(|| Frontend {
+            at: SocketAddr::new(family.unspecified(), port.on_nodes),
+            kind: FrontendKind::NodePort,
+        });
+        let served =
+            served.into_iter().map(|(addr, kind)| Frontend { at: SocketAddr::new(addr, port.number), kind });
+        node_port.into_iter().chain(served).collect()
+    }
+}
+
+impl Port {
+    fn targets(&self, bits: u8, family: Family) -> Vec<Target> {
+        (0..8_u8)
+            .filter(|bit| bits & (1 << bit) != 0)
+            .map(|bit| Target {
+                at: SocketAddr::new(addr(family, [10, 1, 0, bit]), 8080),
+                terminating: self.terminating & (1 << bit) != 0,
+            })
+            .collect()
+    }
+}
+
+fn addr(family: Family, [a, b, c, d]: [u8; 4]) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::from([a, b, c, d]),
+        Family::V6 => IpAddr::from([0xfd00, u16::from(a), u16::from(b), 0, 0, 0, u16::from(c), u16::from(d)]),
+    }
+}
