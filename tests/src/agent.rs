@@ -201,27 +201,24 @@ impl Agent {
         variables: &[(&str, &OsStr)],
     ) -> Result<Self> {
         let ready_before = ready_lines(home);
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(home.log_path())
-            .context("cannot open the agent's log")?;
-        command
-            // By the environment, so that a test can give the flag another value.
-            .env("LB_PIN_DIR", home.pin_dir())
-            .env("LB_CGROUP", node.cgroup.path())
-            .env("LB_SOCKET", home.socket())
-            .env("NODE_NAME", &node.name)
-            // What the caller's own cluster is, is none of its business.
-            .env_remove("KUBECONFIG")
-            .env_remove("KUBERNETES_SERVICE_HOST")
-            .env("RUST_LOG", "info,lb_agent=debug,lb_ebpf=debug")
-            .env("NO_COLOR", "1")
-            .envs(variables.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
+        let mut log = File::options();
+        let log =
+            log.create(true).append(true).open(home.log_path()).context("cannot open the agent's log")?;
+        set_up(&mut command, node, home, log).envs(variables.iter().copied());
         Ok(Self { process: Process::start("lb-agent", &mut command)?, ready_before })
+    }
+
+    /// Runs an agent that is expected to end by itself, on the manifests of `home`. Returns whether it was a success, and what
+    /// it alone has logged, which is not in [`Home::log`].
+    pub fn run_to_end(node: &Node, home: &Home, args: &[&str]) -> Result<(bool, String)> {
+        let path = home.folder.join("ended.log");
+        let mut command = node.command(binary("lb-agent")?);
+        command.arg("run").arg("--manifests").arg(home.manifests()).args(args);
+        let log = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        set_up(&mut command, node, home, log);
+        let succeeded = Process::start("lb-agent", &mut command)?.wait(LIMIT)?.success();
+        let log = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok((succeeded, log))
     }
 
     /// Waits until the agent has attached its programs.
@@ -259,6 +256,23 @@ impl Agent {
     pub fn wait(&mut self) -> Result<bool> {
         self.process.wait(LIMIT).map(|status| status.success())
     }
+}
+
+/// Gives `lb-agent run` its surroundings by the environment, so that a test can give a flag another value.
+fn set_up<'a>(command: &'a mut Command, node: &Node, home: &Home, log: File) -> &'a mut Command {
+    command
+        .env("LB_PIN_DIR", home.pin_dir())
+        .env("LB_CGROUP", node.cgroup.path())
+        .env("LB_SOCKET", home.socket())
+        .env("NODE_NAME", &node.name)
+        // What the caller's own cluster is, is none of its business.
+        .env_remove("KUBECONFIG")
+        .env_remove("KUBERNETES_SERVICE_HOST")
+        .env("RUST_LOG", "info,lb_agent=debug,lb_ebpf=debug")
+        .env("NO_COLOR", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
 }
 
 fn ready_lines(home: &Home) -> usize {

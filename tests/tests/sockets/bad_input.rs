@@ -17,10 +17,7 @@ use crate::park::{Park, cluster_ips};
 
 /// Runs an agent that has to fail, and returns what it said at its end: one line.
 fn complaint(park: &Park, args: &[&str]) -> String {
-    let before = park.home.log().len();
-    let mut agent = Agent::spawn(park.net.node(1), &park.home, args).unwrap();
-    let succeeded = agent.wait().unwrap();
-    let log = park.home.log().split_off(before);
+    let (succeeded, log) = Agent::run_to_end(park.net.node(1), &park.home, args).unwrap();
     assert!(!succeeded, "the agent was expected to fail:\n{log}");
     let lines: Vec<&str> = log.lines().filter(|line| line.starts_with("lb-agent: ")).collect();
     assert_eq!(lines.len(), 1, "one error:\n{log}");
