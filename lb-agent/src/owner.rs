@@ -32,7 +32,11 @@ use crate::{
         load::{self, LoadError, Loaded, Switches},
     },
     healer::Healer,
-    maps::{MapError, memory::Capacities, pin::PinDir},
+    maps::{
+        MapError,
+        memory::Capacities,
+        pin::{Content, PinDir, Staged},
+    },
     model::{ClusterState, Event, Notice, ServiceName},
     reconcile::{Contested, Desired, NoRoom, Outcome, Reconciler},
 };
@@ -90,6 +94,13 @@ struct Running {
     full_pass: Instant,
     /// The maps may differ from what the reconciler believes.
     doubtful: bool,
+}
+
+/// Loaded programs whose maps this agent writes.
+struct Taken {
+    ebpf: Ebpf,
+    /// Maps that take the place of the pinned ones when they are filled.
+    staged: Option<Staged>,
 }
 
 /// See the module.
@@ -222,19 +233,26 @@ impl Owner {
         ready
     }
 
-    /// Loads the programs over maps that are large enough, fills the maps, attaches the programs.
+    /// Loads the programs over maps that are large enough, fills the maps, attaches the programs. A failed write is not the end:
+    /// the next tick starts again.
     fn start(&mut self) -> anyhow::Result<()> {
         let begin = Instant::now();
-        let loaded = self.load(self.need())?;
-        let mut ebpf = self.take_over(loaded)?;
-        self.everything()?;
-        let attached = attach::attach(&mut ebpf, &self.pins, &self.settings.cgroup)?;
+        let (loaded, too_small) = self.load_what_is_possible()?;
+        let mut taken = self.take_over(loaded)?;
+        if let Err(error) = self.everything() {
+            self.running = None;
+            self.fail(&error);
+            return Ok(());
+        }
+        self.hand_over(&mut taken)?;
+        let attached = attach::attach(&mut taken.ebpf, &self.pins, &self.settings.cgroup)?;
         for (program, how) in &attached {
             debug!(program, ?how, "program attached");
         }
         if let Some(running) = &mut self.running {
             running.attached = attached;
         }
+        self.last_error = None;
         self.healer.heal_after_start();
         info!(
             services = self.state.services().count(),
@@ -242,6 +260,9 @@ impl Owner {
             took = ?begin.elapsed(),
             "ready"
         );
+        if let Some(error) = too_small {
+            self.cannot_grow(&error.into());
+        }
         Ok(())
     }
 
@@ -258,24 +279,63 @@ impl Owner {
         load::load(&self.pins, self.settings.switches, need, on_grace)
     }
 
+    /// The same over smaller maps, those that are there if there are any, when large ones cannot be had: what fits follows its
+    /// endpoints.
+    fn load_what_is_possible(&self) -> Result<(Loaded, Option<LoadError>), LoadError> {
+        let (need, smallest) = (self.need(), Need::default().capacities());
+        match self.load(need) {
+            Ok(loaded) => Ok((loaded, None)),
+            // What is wrong with both is not the size.
+            Err(error) if need != smallest => match self.load(smallest) {
+                Ok(loaded) => Ok((loaded, Some(error))),
+                Err(_) => Err(error),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
     /// Works with loaded maps from now on.
     ///
-    /// Programs that are attached are replaced first, while their maps and the new ones have equal content: some maps may be
-    /// both, and what is written to those must not be read by a program that looks up the rest in old ones.
-    fn take_over(&mut self, mut loaded: Loaded) -> anyhow::Result<Ebpf> {
-        attach::replace(&mut loaded.ebpf, &self.pins)?;
-        let reconciler = Reconciler::restore(loaded.maps, self.settings.socket_lb)
-            .context("cannot take over the pinned maps")?;
+    /// If they hold what the pinned ones hold, programs that are attached are replaced first: some maps may be both, and what is
+    /// written to those must not be read by a program that looks up the rest in old ones. Maps that were made anew are empty:
+    /// programs that are attached go on with the old ones until [`Owner::hand_over`].
+    ///
+    /// # Errors
+    /// What leaves some hooks on new maps and others on old ones.
+    fn take_over(&mut self, loaded: Loaded) -> anyhow::Result<Taken> {
+        let Loaded { mut ebpf, maps, capacities, flush_log, staged } = loaded;
+        let staged = match staged.content {
+            Content::Same => {
+                self.pins.commit(&staged)?;
+                attach::replace(&mut ebpf, &self.pins)?;
+                None
+            }
+            Content::Other => {
+                info!("making all maps anew");
+                Some(staged)
+            }
+        };
+        let reconciler =
+            Reconciler::restore(maps, self.settings.socket_lb).context("cannot take over the pinned maps")?;
         self.running = Some(Running {
             reconciler,
-            capacities: loaded.capacities,
+            capacities,
             attached: self.running.take().map_or_else(Vec::new, |before| before.attached),
-            flush_log: loaded.flush_log,
+            flush_log,
             full_pass: Instant::now(),
             doubtful: false,
         });
         self.addresses_changed = true;
-        Ok(loaded.ebpf)
+        Ok(Taken { ebpf, staged })
+    }
+
+    /// Lets pins and programs follow to maps that were made anew and are filled now.
+    fn hand_over(&self, taken: &mut Taken) -> anyhow::Result<()> {
+        if let Some(staged) = &taken.staged {
+            self.pins.commit(staged)?;
+            attach::replace(&mut taken.ebpf, &self.pins)?;
+        }
+        Ok(())
     }
 
     /// Plans every Service, and removes what was found in the maps and belongs to none.
@@ -417,16 +477,26 @@ impl Owner {
         }
         info!(?now, ?need, "growing the maps");
         match self.load(need) {
-            Ok(loaded) => {
-                self.take_over(loaded).context("cannot switch the programs to bigger maps")?;
-                self.failed_growth = None;
-                if let Err(error) = self.everything() {
-                    self.fail(&error);
-                }
+            Ok(loaded) => self.switch_to(loaded).context("cannot switch the programs to bigger maps"),
+            Err(error) => {
+                self.cannot_grow(&error.into());
+                Ok(())
             }
-            Err(error) => self.cannot_grow(&error.into()),
         }
-        Ok(())
+    }
+
+    fn switch_to(&mut self, loaded: Loaded) -> anyhow::Result<()> {
+        let mut taken = self.take_over(loaded)?;
+        self.failed_growth = None;
+        match self.everything() {
+            Ok(()) => self.hand_over(&mut taken),
+            // Half filled, and nobody uses them.
+            Err(error) if taken.staged.is_some() => Err(error),
+            Err(error) => {
+                self.fail(&error);
+                Ok(())
+            }
+        }
     }
 
     fn cannot_grow(&mut self, error: &anyhow::Error) {

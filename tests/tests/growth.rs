@@ -11,7 +11,7 @@ use lb_agent::compile::{Frontend, FrontendKind, Policies, PortEntries, PortKey, 
 use lb_agent::datapath::load::{Loaded, Switches, load};
 use lb_agent::maps::Maps;
 use lb_agent::maps::memory::Capacities;
-use lb_agent::maps::pin::PinDir;
+use lb_agent::maps::pin::{Content, DATA, PinDir};
 use lb_agent::model::{Family, Protocol, ServiceName};
 use lb_agent::reconcile::Desired;
 use lb_common::abi::maps;
@@ -196,7 +196,8 @@ const GROWN: [&str; 5] = [maps::FRONTENDS, maps::ADDRESSES, maps::SERVICES, maps
 
 fn open(pins: &PinDir, capacities: Capacities) -> Maps {
     let switches = Switches { host_netns: 0, has_set_retval: false, has_mptcp: false };
-    let Loaded { maps, .. } = load(pins, switches, capacities, || {}).unwrap();
+    let Loaded { maps, staged, .. } = load(pins, switches, capacities, || {}).unwrap();
+    pins.commit(&staged).unwrap();
     maps
 }
 
@@ -253,4 +254,57 @@ fn a_stop_after_any_replaced_pin_leaves_what_was_there() {
 /// Which id each port has.
 fn ids(agent: &Driver) -> Vec<(u32, PortKey)> {
     agent.reconciler.programmed().map(|(id, port)| (id, port.clone())).collect()
+}
+
+/// New maps that are not copies take their places one after the other: every mixture of old and new pins is found out, and
+/// all of them are made anew.
+#[test]
+fn a_stop_while_new_maps_take_their_places_is_made_good() {
+    needs_root!();
+    let switches = Switches { host_netns: 0, has_set_retval: false, has_mptcp: false };
+    let services = [desired(1, 3), desired(2, 0), desired(3, 5)];
+    for (name, in_the_way_of) in DATA.into_iter().flat_map(|name| [(name, "removal"), (name, "renaming")]) {
+        let bpffs = Bpffs::new("anew").unwrap();
+        let folder = bpffs.path().join("lb");
+        let pins = PinDir::open(&folder).unwrap();
+        let mut agent = Driver::start(open(&pins, SMALL)).unwrap();
+        agent.follow(&services).unwrap();
+        let meant = meaning(agent.reconciler.maps()).unwrap();
+
+        // One that is missing for a moment is enough.
+        let [meta, pin, aside] = [maps::META, name, "aside"].map(|name| pins.map(name));
+        fs::rename(&meta, &aside).unwrap();
+        let Loaded { maps: new, staged, .. } = load(&pins, switches, SMALL, || {}).unwrap();
+        assert_eq!(staged.content, Content::Other);
+        fs::rename(&aside, &meta).unwrap();
+        Driver::start(new).unwrap().follow(&services).unwrap();
+        if in_the_way_of == "removal" {
+            fs::rename(&pin, &aside).unwrap();
+            fs::create_dir(&pin).unwrap();
+        } else {
+            fs::remove_file(pins.map(&format!("{name}_next"))).unwrap();
+        }
+        let stopped = pins.commit(&staged).unwrap_err().to_string();
+        assert!(stopped.contains(name), "{stopped}");
+        if in_the_way_of == "removal" {
+            fs::remove_dir(&pin).unwrap();
+            fs::rename(&aside, &pin).unwrap();
+        }
+
+        let Loaded { maps: next, staged, .. } = load(&pins, switches, SMALL, || {}).unwrap();
+        let untouched = (name, in_the_way_of) == (DATA[0], "removal");
+        let expected = if untouched { Content::Same } else { Content::Other };
+        assert_eq!(staged.content, expected, "a stop at the {in_the_way_of} of {name}");
+        let mut next = Driver::start(next).unwrap();
+        next.follow(&services).unwrap();
+        pins.commit(&staged).unwrap();
+        drop(next);
+        let agent = Driver::start(open(&pins, SMALL)).unwrap();
+        assert_no_dangling(agent.reconciler.maps());
+        assert_eq!(
+            meaning(agent.reconciler.maps()).unwrap(),
+            meant,
+            "a stop at the {in_the_way_of} of {name}"
+        );
+    }
 }

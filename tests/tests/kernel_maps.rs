@@ -32,7 +32,8 @@ impl Pinned {
         self.pins = None;
         let pins = PinDir::open(&self.bpffs.path().join("lb")).unwrap();
         let switches = Switches { host_netns: 0, has_set_retval: false, has_mptcp: false };
-        let Loaded { maps, .. } = load(&pins, switches, CAPACITIES, || {}).unwrap();
+        let Loaded { maps, staged, .. } = load(&pins, switches, CAPACITIES, || {}).unwrap();
+        pins.commit(&staged).unwrap();
         self.pins = Some(pins);
         maps
     }

@@ -12,9 +12,6 @@ use nix::fcntl::{Flock, FlockArg};
 use super::pinned::Pinned;
 use crate::maps::{Array, MapError, Table};
 
-/// Index of that word.
-const ENTRIES_WORD: usize = 1;
-
 /// The namespaces that are left alone.
 pub(super) struct Exemptions {
     table: Box<dyn Table<u64, Netns>>,
@@ -43,7 +40,7 @@ impl Exemptions {
 
     /// Leaves a namespace alone; false if that was so before.
     pub(super) fn add(&mut self, cookie: u64) -> anyhow::Result<bool> {
-        if self.config.load(ENTRIES_WORD) == 0 {
+        if self.config.load(Config::NETNS_WORD) == 0 {
             self.store(1)?;
         }
         let result = self.table.create(&cookie, &Netns::EXEMPT);
@@ -74,7 +71,7 @@ impl Exemptions {
 
     fn store(&mut self, netns_entries: u32) -> anyhow::Result<()> {
         let words = Config { netns_entries, ..Config::OFF }.to_words();
-        Ok(self.config.store(ENTRIES_WORD, words[ENTRIES_WORD])?)
+        Ok(self.config.store(Config::NETNS_WORD, words[Config::NETNS_WORD])?)
     }
 }
 

@@ -71,6 +71,15 @@ pub enum AttachError {
         #[source]
         source: Box<ProgramError>,
     },
+    /// The kernel refused to replace a program.
+    #[error("cannot replace the program {program} behind its link")]
+    Update {
+        /// The program.
+        program: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// A pin under a link's name is not that link.
     #[error(
         "{path} is not a link of {program} to a cgroup: another program made it; remove it (rm {path}), or choose another \
@@ -188,10 +197,15 @@ fn unusable(program: Program, source: ProgramError) -> AttachError {
     AttachError::Program { program: program.name, source: Box::new(source) }
 }
 
-/// Replaces the program of a link; false if the link takes none.
+/// Replaces the program of a link; false if the link leads to no cgroup any more.
 fn update(ebpf: &mut Ebpf, program: Program, link: &OwnedFd) -> Result<bool, AttachError> {
     let fd = loaded(ebpf, program)?.fd().map_err(|error| unusable(program, error))?;
-    Ok(sys::link_update(link.as_fd(), fd.as_fd()).is_ok())
+    match sys::link_update(link.as_fd(), fd.as_fd()) {
+        Ok(()) => Ok(true),
+        // kernel/bpf/cgroup.c, cgroup_bpf_replace
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
+        Err(source) => Err(AttachError::Update { program: program.name, source }),
+    }
 }
 
 /// A link that is not pinned: it ends with the value.

@@ -1,8 +1,11 @@
-//! Loading the object over maps that are pinned already, or over bigger copies of them.
+//! Loading the object over maps that are pinned already, over bigger copies of them, or over new ones.
 //!
-//! Growing is: create bigger maps, copy every entry under its old key and id, put the new maps in the place of the old pins;
-//! then, before anything is written, [`super::attach::replace`] the programs. Whoever stops in between leaves pins of equal
-//! content, and the next start replaces the programs.
+//! Growing is: create bigger maps, copy every entry under its old key and id, put the new maps in the place of the old pins
+//! ([`PinDir::commit`]); then, before anything is written, [`super::attach::replace`] the programs. Whoever stops in between
+//! leaves pins of equal content, and the next start replaces the programs.
+//!
+//! Where one of the maps that belong together is not pinned, all of them are made anew. Programs that are attached go on with
+//! the old ones until the new ones are filled: then come the pins, and the programs last.
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, Pod,
@@ -13,7 +16,7 @@ use aya::{
 use core::fmt::Debug;
 use std::{os::fd::AsFd as _, path::Path};
 
-use lb_common::abi::{Addr, Address, Frontend, FrontendKey, maps as names};
+use lb_common::abi::{Addr, Address, Config, Frontend, FrontendKey, Netns, Words as _, maps as names};
 
 use super::{OBJECT, PROGRAMS, Program, host::HostError};
 use crate::{
@@ -23,7 +26,7 @@ use crate::{
         grace::KernelGrace,
         kernel::{KernelArray, KernelTable, from_aya},
         memory::Capacities,
-        pin::{PinDir, PinError, SPECS},
+        pin::{Content, DATA, PinDir, PinError, SPECS, Staged},
         sys,
     },
 };
@@ -116,13 +119,16 @@ pub struct Loaded {
     pub capacities: Capacities,
     /// Logs what the programs have said since the last call; nothing in builds without `bpf-log`.
     pub flush_log: Box<dyn FnMut() + Send>,
+    /// The maps that are new.
+    pub staged: Staged,
 }
 
-/// Loads the object over the pinned maps. Maps that are not pinned yet, and those that are smaller than `need`, are
-/// created; the latter take over every entry of the old ones.
+/// Loads the object over the pinned maps. Those that are smaller than `need` are created again and take over every entry; if
+/// one is missing that the others need, all are created, empty.
 ///
 /// # Errors
-/// [`LoadError`]; what was pinned and attached before is still there and works.
+/// [`LoadError`]; what was pinned and attached before is still there and works, and still is after a success until
+/// [`Loaded::staged`] is committed.
 pub fn load(
     dir: &PinDir,
     switches: Switches,
@@ -131,10 +137,40 @@ pub fn load(
 ) -> Result<Loaded, LoadError> {
     // Below 5.11 maps count against the limit on locked memory; where it cannot be raised, loading will say so.
     drop(sys::unlimit_memlock());
+    let (staged, capacities) = beside(dir, need)?;
+    check_layout(dir)?;
+    let mut ebpf = open_object(dir, switches, &capacities, &staged.names).map_err(without_btf)?;
+    for Program { name, .. } in PROGRAMS {
+        let program = ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
+        let failed = |source| LoadError::Program { program: name, source: Box::new(source) };
+        let program: &mut CgroupSockAddr = program.try_into().map_err(failed)?;
+        program.load().map_err(failed).map_err(without_btf)?;
+    }
+    let new: Vec<_> = staged
+        .names
+        .iter()
+        .map(|name| Ok((*name, again(name, data(ebpf.map(name).ok_or(LoadError::Missing(name))?, name)?)?)))
+        .collect::<Result<_, LoadError>>()?;
+    match staged.content {
+        Content::Same => new.iter().try_for_each(|(name, map)| copy(dir, name, map))?,
+        Content::Other => count_exempt(&ebpf)?,
+    }
+    let flush_log = read_log(&mut ebpf);
+    let maps = take_maps(&mut ebpf, on_grace)?;
+    // Last, so that only a failure that is about pins leaves any.
+    for (name, map) in &new {
+        dir.stage(name, map)?;
+    }
+    Ok(Loaded { ebpf, maps, capacities, flush_log, staged })
+}
+
+/// Which maps are created beside their pins, and the size of each.
+fn beside(dir: &PinDir, need: Capacities) -> Result<(Staged, Capacities), LoadError> {
     let mut capacities = need;
-    let mut grown = Vec::new();
+    let (mut grown, mut missing) = (Vec::new(), false);
     for spec in &SPECS {
         let found = dir.found(spec)?;
+        missing |= found.is_none() && DATA.contains(&spec.name);
         let (Some(found), Some(wanted)) = (found, wanted(&need, spec.name)) else { continue };
         if found.max_entries() < wanted {
             grown.push(spec.name);
@@ -142,25 +178,22 @@ pub fn load(
             set(&mut capacities, spec.name, found.max_entries());
         }
     }
-    check_layout(dir)?;
-    let mut ebpf = open_object(dir, switches, &capacities, &grown).map_err(without_btf)?;
-    for Program { name, .. } in PROGRAMS {
-        let program = ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
-        let failed = |source| LoadError::Program { program: name, source: Box::new(source) };
-        let program: &mut CgroupSockAddr = program.try_into().map_err(failed)?;
-        program.load().map_err(failed).map_err(without_btf)?;
-    }
-    let bigger: Vec<_> = grown
-        .into_iter()
-        .map(|name| Ok((name, copy(dir, &ebpf, name)?)))
-        .collect::<Result<_, LoadError>>()?;
-    // Only now: whatever fails before leaves every pin as it was.
-    for (name, map) in &bigger {
-        dir.replace(name, map)?;
-    }
-    let flush_log = read_log(&mut ebpf);
-    let maps = take_maps(&mut ebpf, on_grace)?;
-    Ok(Loaded { ebpf, maps, capacities, flush_log })
+    let staged = if missing {
+        Staged { names: DATA.to_vec(), content: Content::Other }
+    } else {
+        Staged { names: grown, content: Content::Same }
+    };
+    Ok((staged, capacities))
+}
+
+/// Namespaces stay exempt when `lb_config` is made anew.
+fn count_exempt(ebpf: &Ebpf) -> Result<(), LoadError> {
+    let map = |name| data(ebpf.map(name).ok_or(LoadError::Missing(name))?, name);
+    let exempt = KernelTable::<u64, Netns>::new(names::NETNS, again(names::NETNS, map(names::NETNS)?)?)?;
+    let netns_entries = u32::try_from(exempt.dump()?.len()).unwrap_or(u32::MAX);
+    let words = Config { netns_entries, ..Config::OFF }.to_words();
+    let at = Config::NETNS_WORD;
+    Ok(KernelArray::new(names::CONFIG, map(names::CONFIG)?)?.store(at, words[at])?)
 }
 
 /// Names the lack of BTF as the cause of what may be its consequence.
@@ -205,12 +238,12 @@ fn set(capacities: &mut Capacities, name: &str, entries: u32) {
     }
 }
 
-/// Creates or adopts every map; those in `grown` are created beside their pins.
+/// Creates or adopts every map; those in `beside` are created and not pinned.
 fn open_object(
     dir: &PinDir,
     switches: Switches,
     capacities: &Capacities,
-    grown: &[&str],
+    beside: &[&str],
 ) -> Result<Ebpf, LoadError> {
     let [has_set_retval, has_mptcp] = [switches.has_set_retval, switches.has_mptcp].map(u32::from);
     let mut loader = EbpfLoader::new();
@@ -221,23 +254,21 @@ fn open_object(
         if let Some(entries) = wanted(capacities, spec.name) {
             loader.map_max_entries(spec.name, entries);
         }
-        if !grown.contains(&spec.name) {
+        if !beside.contains(&spec.name) {
             loader.map_pin_path(spec.name, dir.map(spec.name));
         }
     }
     loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))
 }
 
-/// Copies a pinned map into the object's bigger one.
-fn copy(dir: &PinDir, ebpf: &Ebpf, name: &'static str) -> Result<MapData, LoadError> {
+/// Copies a pinned map into a bigger one.
+fn copy(dir: &PinDir, name: &'static str, new: &MapData) -> Result<(), LoadError> {
     let old = MapData::from_pin(dir.map(name)).map_err(|error| opening(name, error))?;
-    let new = again(name, data(ebpf.map(name).ok_or(LoadError::Missing(name))?, name)?)?;
     match name {
-        names::FRONTENDS => copy_table::<FrontendKey, Frontend>(name, old, &new)?,
-        names::ADDRESSES => copy_table::<Addr, Address>(name, old, &new)?,
-        _ => copy_array(name, &old, &new)?,
+        names::FRONTENDS => copy_table::<FrontendKey, Frontend>(name, old, new),
+        names::ADDRESSES => copy_table::<Addr, Address>(name, old, new),
+        _ => copy_array(name, &old, new),
     }
-    Ok(new)
 }
 
 fn copy_table<K, V>(name: &'static str, old: MapData, new: &MapData) -> Result<(), LoadError>

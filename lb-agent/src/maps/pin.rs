@@ -195,20 +195,65 @@ impl PinDir {
         check_layout(&self.root, meta)
     }
 
-    /// Puts `map` in the place of whatever is pinned under its name, atomically.
+    /// Pins `map` beside the pin that it will replace: nobody looks there before [`PinDir::commit`].
     ///
     /// # Errors
-    /// [`PinError::Io`]; the old pin is still there.
-    pub fn replace(&self, name: &str, map: &MapData) -> Result<(), PinError> {
-        let (path, next) = (self.map(name), self.map(&format!("{name}_next")));
-        match fs::remove_file(&next) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(io_error("remove", &next, error));
-            }
-            _ => {}
+    /// [`PinError::Io`]; every pin is still what it was.
+    pub fn stage(&self, name: &str, map: &MapData) -> Result<(), PinError> {
+        let next = self.next(name);
+        remove(&next)?;
+        map.pin(&next).map_err(|error| io_error("pin", &next, io::Error::other(error)))
+    }
+
+    /// Puts staged maps in the place of what is pinned under their names.
+    ///
+    /// Maps of one content take their places one by one, each atomically: any mixture of old and new pins is whole. Of two
+    /// contents it is not. Then all old pins go first, and whoever finds only some of [`DATA`] makes all of it anew.
+    ///
+    /// # Errors
+    /// [`PinError::Io`]; some pins may be new ones.
+    pub fn commit(&self, staged: &Staged) -> Result<(), PinError> {
+        if staged.content == Content::Other {
+            staged.names.iter().try_for_each(|name| remove(&self.map(name)))?;
         }
-        map.pin(&next).map_err(|error| io_error("pin", &next, io::Error::other(error)))?;
-        fs::rename(&next, &path).map_err(|error| io_error("rename to", &path, error))
+        staged.names.iter().try_for_each(|name| {
+            let path = self.map(name);
+            fs::rename(self.next(name), &path).map_err(|error| io_error("rename to", &path, error))
+        })
+    }
+
+    fn next(&self, name: &str) -> PathBuf {
+        self.map(&format!("{name}_next"))
+    }
+}
+
+/// Maps that are not yet under their names, see [`PinDir::commit`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[must_use = "nobody finds the maps before they are committed"]
+pub struct Staged {
+    /// Whose pins will be replaced.
+    pub names: Vec<&'static str>,
+    /// What they hold.
+    pub content: Content,
+}
+
+/// What a staged map holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Content {
+    /// The same entries as the map that is pinned.
+    Same,
+    /// Nothing yet, and in the end something else.
+    Other,
+}
+
+/// The maps that have a meaning only together.
+pub const DATA: [&str; 7] =
+    [maps::FRONTENDS, maps::ADDRESSES, maps::SERVICES, maps::SLOTS, maps::BACKENDS, maps::CONFIG, maps::META];
+
+fn remove(path: &Path) -> Result<(), PinError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", path, error)),
+        _ => Ok(()),
     }
 }
 

@@ -68,8 +68,8 @@ impl Owner {
     pub fn report(&self) -> Report {
         let running = self.running.as_ref();
         let progress = match (running, &self.last_error) {
-            (None, _) => Progress::Listing,
-            (Some(_), Some(_)) => Progress::Failing,
+            (_, Some(_)) => Progress::Failing,
+            (None, None) => Progress::Listing,
             (Some(_), None) => Progress::Ready,
         };
         let programs = running

@@ -94,6 +94,8 @@ pub struct Config {
 impl Config {
     /// Words of one value.
     pub const WORDS: usize = 2;
+    /// The word of [`Config::netns_entries`], which the agent does not store.
+    pub const NETNS_WORD: usize = 1;
     /// No NodePort, nobody served: what an empty map means.
     pub const OFF: Self =
         Self { node_port_min: 0, node_port_max: 0, socket_lb: SocketLb::NONE, netns_entries: 0, pad: 0 };
