@@ -80,6 +80,12 @@ pub enum Verdict {
 /// first send. It is sent to [`REFUSING_UDP_PORT`].
 #[inline(always)]
 pub fn connect<T: Tables, S: Socket>(tables: &T, socket: &mut S, proto: Proto, to: L4Addr) -> Verdict {
+    connect_to(tables, socket, proto, meant(to))
+}
+
+/// [`connect`], with the destination that is meant.
+#[inline(always)]
+fn connect_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, proto: Proto, to: L4Addr) -> Verdict {
     let tcp = proto.number == Proto::TCP.number;
     let Some((service, run)) = resolve(tables, socket, proto, to) else {
         // The same socket may have tried a Service before, and reach that backend by its own address now.
@@ -118,6 +124,12 @@ pub fn connect<T: Tables, S: Socket>(tables: &T, socket: &mut S, proto: Proto, t
 /// on it. A frontend that went to another service leads to that one's backends at once (CT-4).
 #[inline(always)]
 pub fn send<T: Tables, S: Socket>(tables: &T, socket: &mut S, to: L4Addr) -> Verdict {
+    send_to(tables, socket, meant(to))
+}
+
+/// [`send`], with the destination that is meant.
+#[inline(always)]
+fn send_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, to: L4Addr) -> Verdict {
     let Some((service, run)) = resolve(tables, socket, Proto::UDP, to) else {
         return Verdict::Pass;
     };
@@ -171,6 +183,20 @@ pub fn received<S: Socket>(socket: &mut S, from: L4Addr) -> Option<L4Addr> {
 #[inline(always)]
 pub fn peer<S: Socket>(socket: &S, peer: L4Addr) -> Option<L4Addr> {
     socket.tcp()?.frontend_of(peer)
+}
+
+/// Where the kernel would go with `to`: it takes an unspecified address for this host's loopback, in getpeername() too,
+/// but puts that in its place only after the hook.
+///
+/// Frontends with an unspecified address are NodePorts, which [`node_port`] and nobody else may look up. So callers hand
+/// the result to a function that does not see `to`; as a shadowed local it also makes LLVM copy 16-byte aligned memory,
+/// which its BPF back end cannot.
+#[inline(always)]
+fn meant(to: L4Addr) -> L4Addr {
+    // For nearly every destination this one word decides.
+    let [.., last] = to.addr.to_net_words();
+    let addr = if last == 0 && to.addr == to.addr.any() { to.addr.loopback() } else { to.addr };
+    L4Addr { addr, port: to.port }
 }
 
 /// Who serves this socket's traffic to `to`, and with which run; nothing if the socket hooks leave it alone.

@@ -133,6 +133,13 @@ fn world() -> MemTables {
 #[case::and_on_ipv6_loopback_for_the_host("host tcp [::1]:30080", "[fd00:1::1]:8080")]
 #[case::the_loopback_of_a_pod_is_its_own("pod tcp 127.0.0.1:30080", "pass")]
 #[case::the_ipv6_loopback_of_a_pod_too("pod tcp [::1]:30080", "pass")]
+#[case::unspecified_means_loopback_for_the_host("host tcp 0.0.0.0:30080", "10.1.0.1:8080")]
+#[case::so_does_the_ipv6_one("host tcp [::]:30080", "[fd00:1::1]:8080")]
+#[case::and_that_of_an_ipv4_mapped_socket("host udp [::ffff:0.0.0.0]:30053", "10.1.0.1:5353")]
+#[case::and_that_loopback_of_a_pod_is_its_own_too("pod tcp 0.0.0.0:30080", "pass")]
+#[case::with_ipv6("pod tcp [::]:30080", "pass")]
+#[case::with_udp("pod udp 0.0.0.0:30053", "pass")]
+#[case::mapped("pod udp [::ffff:0.0.0.0]:30053", "pass")]
 #[case::another_nodes_node_port_is_left_alone("host tcp 172.18.0.3:30080", "pass")]
 #[case::a_node_port_of_another_protocol_is_left_alone("host tcp 172.18.0.2:30053", "pass")]
 #[case::a_number_inside_the_range_need_not_be_a_node_port("host tcp 172.18.0.2:30079", "pass")]
@@ -154,8 +161,41 @@ fn the_refusing_port_of_the_table_above_is_the_named_one() {
 fn a_node_port_outside_the_range_is_not_looked_up() {
     let mut world = world();
     world.config = Some(Config { node_port_max: 30_079, ..world.config.unwrap() });
+    for asked in ["172.18.0.2:30080", "0.0.0.0:30080", "[::]:30080"] {
+        let mut socket = MemSocket::on_host();
+        assert_eq!(connect(&world, &mut socket, Proto::TCP, at(asked)), Verdict::Pass, "{asked}");
+    }
+}
+
+/// It is reached as loopback is, and is shown as the kernel shows it.
+#[rstest]
+#[case("0.0.0.0:30080", "0.0.0.0:30053", "127.0.0.1:30080", "127.0.0.1:30053")]
+#[case("[::]:30080", "[::]:30053", "[::1]:30080", "[::1]:30053")]
+fn an_unspecified_destination_is_shown_as_loopback(
+    #[case] stream: &str,
+    #[case] datagram: &str,
+    #[case] shown_stream: &str,
+    #[case] shown_datagram: &str,
+) {
+    let mut world = world();
+    world.accept(FrontendKind::NodePort, "[::]:30053", Proto::UDP, 2);
     let mut socket = MemSocket::on_host();
-    assert_eq!(connect(&world, &mut socket, Proto::TCP, at("172.18.0.2:30080")), Verdict::Pass);
+    let Verdict::To(target) = connect(&world, &mut socket, Proto::TCP, at(stream)) else {
+        panic!("{stream}")
+    };
+    assert_eq!(peer(&socket, target), Some(at(shown_stream)));
+    for connected in [false, true] {
+        let mut socket = MemSocket::on_host();
+        let to = at(datagram);
+        let verdict = if connected {
+            connect(&world, &mut socket, Proto::UDP, to)
+        } else {
+            send(&world, &mut socket, to)
+        };
+        let Verdict::To(target) = verdict else { panic!("{datagram}: {verdict:?}") };
+        assert_eq!(received(&mut socket, target), Some(at(shown_datagram)));
+    }
+    assert_eq!(send(&world, &mut MemSocket::in_pod(POD), at(datagram)), Verdict::Pass);
 }
 
 #[test]
