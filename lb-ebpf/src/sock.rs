@@ -200,6 +200,14 @@ impl Socket for BpfSocket<'_> {
     }
 
     #[inline(always)]
+    fn is_bound_to_device(&self) -> bool {
+        // SAFETY: the context is valid for the program's run.
+        let sk = unsafe { (*self.ctx.sock_addr).__bindgen_anon_1.sk };
+        // SAFETY: the context's socket is valid for the program's run; the verifier wants the field read whole.
+        unsafe { (&raw const (*sk).bound_dev_if).read_volatile() != 0 }
+    }
+
+    #[inline(always)]
     fn tcp(&self) -> Option<SockTcp> {
         let value = self.tcp_storage(0);
         if value.is_null() {
@@ -348,6 +356,7 @@ pub(crate) fn connect(hook: &impl Hook) -> i32 {
         }
         // Port 0 of the loopback address refuses every TCP connect() with the same error, on every kernel.
         Verdict::Refuse => refuse(hook, L4Addr { addr: to.addr.loopback(), port: 0 }),
+        Verdict::RefuseHere => deny(),
     }
 }
 
@@ -368,6 +377,7 @@ pub(crate) fn send(hook: &impl Hook) -> i32 {
             ALLOW
         }
         Verdict::Refuse => refuse(hook, L4Addr { addr: to.addr.loopback(), port: REFUSING_UDP_PORT }),
+        Verdict::RefuseHere => deny(),
     }
 }
 
@@ -403,8 +413,16 @@ fn refuse(hook: &impl Hook, refusing: L4Addr) -> i32 {
         hook.put(refusing);
         return ALLOW;
     }
-    // SAFETY: the helper has no preconditions; the agent sets the switch only where it exists.
-    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    deny()
+}
+
+/// Makes the system call fail: with `ECONNREFUSED` where the kernel lets a hook choose, else with `EPERM`.
+#[inline(always)]
+fn deny() -> i32 {
+    if maps::LB_HAS_SET_RETVAL.load() != 0 {
+        // SAFETY: the helper has no preconditions; the agent sets the switch only where it exists.
+        unsafe { bpf_set_retval(-ECONNREFUSED) };
+    }
     DENY
 }
 

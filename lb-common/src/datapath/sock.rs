@@ -35,6 +35,8 @@ pub trait Socket {
     fn netns(&self) -> u64;
     /// Whether that is the host's network namespace.
     fn is_host(&self) -> bool;
+    /// Whether what it sends leaves by one device (`SO_BINDTODEVICE`, or a VRF), to the loopback address too.
+    fn is_bound_to_device(&self) -> bool;
     /// What `lb_sock_tcp` holds.
     fn tcp(&self) -> Option<SockTcp>;
     /// Writes `lb_sock_tcp`, creating it. False if there is no memory.
@@ -70,14 +72,19 @@ pub enum Verdict {
     Pass,
     /// The kernel goes on with this address.
     To(L4Addr),
-    /// A Service without endpoints: the call fails with `ECONNREFUSED` (NE-1).
+    /// A Service without endpoints: the call fails with `ECONNREFUSED` (NE-1), by the hook or by an address that
+    /// refuses.
     Refuse,
+    /// The same for a socket that reaches no such address, see [`Socket::is_bound_to_device`]: the hook itself fails
+    /// the call, with `EPERM` where it cannot choose the error.
+    RefuseHere,
 }
 
 /// Decides a connect() of a `proto` socket to `to`.
 ///
 /// A connected UDP socket gets no verdict [`Verdict::Refuse`]: connecting is legal, and the refusal belongs to the
-/// first send. It is sent to [`REFUSING_UDP_PORT`].
+/// first send. It is sent to [`REFUSING_UDP_PORT`]. One that is bound to a device would never hear that refusal, and
+/// its sends pass no hook, so connecting it fails.
 #[inline(always)]
 pub fn connect<T: Tables, S: Socket>(tables: &T, socket: &mut S, proto: Proto, to: L4Addr) -> Verdict {
     connect_to(tables, socket, proto, meant(to))
@@ -101,6 +108,9 @@ fn connect_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, proto: Proto, to
         (slot.at(), slot.backend, slot.generation)
     } else {
         tables.count(Reason::RefusedConnect);
+        if socket.is_bound_to_device() {
+            return Verdict::RefuseHere;
+        }
         if tcp {
             return Verdict::Refuse;
         }
@@ -155,7 +165,7 @@ fn send_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, to: L4Addr) -> Verd
     let moved = opened && newest_with(socket, |socket, index| socket.udp_frontend(index) == to).is_some();
     let Some(slot) = choose(tables, run) else {
         tables.count(Reason::RefusedSend);
-        return Verdict::Refuse;
+        return if socket.is_bound_to_device() { Verdict::RefuseHere } else { Verdict::Refuse };
     };
     if moved {
         tables.count(Reason::Moved);
@@ -185,12 +195,12 @@ pub fn peer<S: Socket>(socket: &S, peer: L4Addr) -> Option<L4Addr> {
     socket.tcp()?.frontend_of(peer)
 }
 
-/// Where the kernel would go with `to`: it takes an unspecified address for this host's loopback, in getpeername() too,
-/// but puts that in its place only after the hook.
+/// Where the kernel would go with `to`: it takes an unspecified address for this host's loopback, in getpeername()
+/// too, but puts that in its place only after the hook.
 ///
-/// Frontends with an unspecified address are NodePorts, which [`node_port`] and nobody else may look up. So callers hand
-/// the result to a function that does not see `to`; as a shadowed local it also makes LLVM copy 16-byte aligned memory,
-/// which its BPF back end cannot.
+/// Frontends with an unspecified address are NodePorts, which [`node_port`] and nobody else may look up. So callers
+/// hand the result to a function that does not see `to`; as a shadowed local it also makes LLVM copy 16-byte aligned
+/// memory, which its BPF back end cannot.
 #[inline(always)]
 fn meant(to: L4Addr) -> L4Addr {
     // For nearly every destination this one word decides.

@@ -124,9 +124,10 @@ proptest! {
     /// Nothing panics, a translated address is that of a slot, and what is shown was asked for and led there.
     #[test]
     fn whatever_the_maps_hold_a_socket_reaches_a_slot_and_shows_what_it_asked_for(
-        tables in tables(), host: bool, netns in 0_u64..3, memory: bool, steps in many(step(), 1..40),
+        tables in tables(), host: bool, netns in 0_u64..3, memory: bool, device: bool,
+        steps in many(step(), 1..40),
     ) {
-        let mut socket = MemSocket { host, memory, ..MemSocket::in_pod(netns) };
+        let mut socket = MemSocket { host, device, memory, ..MemSocket::in_pod(netns) };
         let mut led: Vec<(L4Addr, L4Addr)> = Vec::new();
         let mut connected: Option<(L4Addr, L4Addr)> = None;
         for step in steps {
@@ -139,7 +140,7 @@ proptest! {
                     }
                     if let Verdict::To(target) = verdict {
                         let refusing = L4Addr { addr: to.addr.loopback(), port: REFUSING_UDP_PORT };
-                        let refused = proto == Proto::UDP && target == refusing;
+                        let refused = proto == Proto::UDP && target == refusing && !device;
                         prop_assert!(refused || is_backend(&tables, target));
                         if proto == Proto::TCP {
                             connected = Some((meant(to), target));
@@ -147,7 +148,8 @@ proptest! {
                             led.push((meant(to), target));
                         }
                     }
-                    prop_assert!(verdict != Verdict::Refuse || proto == Proto::TCP);
+                    prop_assert!(verdict != Verdict::Refuse || (proto == Proto::TCP && !device));
+                    prop_assert!(verdict != Verdict::RefuseHere || device);
                 }
                 Step::Send(to) => {
                     if let Verdict::To(target) = send(&tables, &mut socket, to) {

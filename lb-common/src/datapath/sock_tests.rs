@@ -20,11 +20,12 @@ fn at(text: &str) -> L4Addr {
     text.parse::<SocketAddr>().unwrap().into()
 }
 
-/// A verdict as the tables below write it: `pass`, `refuse`, or the address.
+/// A verdict as the tables below write it: `pass`, `refuse`, `refuse here`, or the address.
 fn word(verdict: Verdict) -> String {
     match verdict {
         Verdict::Pass => "pass".to_string(),
         Verdict::Refuse => "refuse".to_string(),
+        Verdict::RefuseHere => "refuse here".to_string(),
         Verdict::To(target) => target.to_string(),
     }
 }
@@ -320,6 +321,42 @@ fn a_connected_udp_socket_to_an_empty_service_shows_the_frontend_too() {
     assert_eq!(received(&mut socket, at("127.0.0.1:1")), Some(at("10.96.0.12:53")));
     assert_eq!(world.counted(Reason::RefusedConnect), 1);
     assert_eq!(world.counted(Reason::Connect), 0);
+}
+
+/// From the loopback address it would hear nothing, and what a connected socket sends passes no hook.
+#[test]
+fn a_socket_that_is_bound_to_a_device_is_refused_by_the_hook_itself() {
+    let world = world();
+    let bound = || MemSocket { device: true, ..MemSocket::in_pod(POD) };
+    for (proto, to) in
+        [(Proto::TCP, "10.96.0.12:80"), (Proto::UDP, "10.96.0.12:53"), (Proto::UDP, "[fd00:96::12]:53")]
+    {
+        let mut socket = bound();
+        assert_eq!(word(connect(&world, &mut socket, proto, at(to))), "refuse here", "{to}");
+        assert!(socket.tcp.is_none() && socket.udp.is_none(), "nobody has to free it later");
+    }
+    assert_eq!(world.counted(Reason::RefusedConnect), 3);
+    assert_eq!(word(send(&world, &mut bound(), at("10.96.0.12:53"))), "refuse here");
+    assert_eq!(world.counted(Reason::RefusedSend), 1);
+    for (proto, to, want) in
+        [(Proto::TCP, "10.96.0.10:80", "10.1.0.1:8080"), (Proto::UDP, "10.96.0.10:53", "10.1.0.1:5353")]
+    {
+        assert_eq!(
+            word(connect(&world, &mut bound(), proto, at(to))),
+            want,
+            "a Service with endpoints serves it"
+        );
+    }
+}
+
+/// The peer that it had stays its peer, because the kernel does not get to change it.
+#[test]
+fn connected_udp_that_is_bound_to_a_device_and_refused_shows_the_peer_that_it_has() {
+    let world = world();
+    let mut socket = MemSocket { device: true, ..MemSocket::in_pod(POD) };
+    connect(&world, &mut socket, Proto::UDP, at("10.96.0.10:53"));
+    assert_eq!(connect(&world, &mut socket, Proto::UDP, at("10.96.0.12:53")), Verdict::RefuseHere);
+    assert_eq!(received(&mut socket, at("10.1.0.1:5353")), Some(at("10.96.0.10:53")));
 }
 
 #[test]
