@@ -164,8 +164,18 @@ impl<'a> BpfSocket<'a> {
                 sk = mptcp;
             }
         }
+        // SAFETY: a socket of the context, which is valid for the program's run.
+        unsafe { Self::tcp_storage_of(sk, flags) }
+    }
+
+    /// `lb_sock_tcp` of this very socket, as [`Self::tcp_storage`].
+    ///
+    /// # Safety
+    /// `sk` is a socket that lives while the program runs.
+    #[inline(always)]
+    unsafe fn tcp_storage_of(sk: *mut c_void, flags: u64) -> *mut SockTcp {
         let map = (&raw const maps::SOCK_TCP).cast_mut().cast();
-        // SAFETY: `map` is socket storage of `SockTcp`, `sk` a socket that lives while the program runs.
+        // SAFETY: `map` is socket storage of `SockTcp`, and the caller promises `sk`.
         unsafe { bpf_sk_storage_get(map, sk, ptr::null_mut(), flags) }.cast()
     }
 
@@ -229,9 +239,15 @@ impl Socket for BpfSocket<'_> {
         true
     }
 
+    /// Not through [`Self::tcp_storage`]: the kernel's path manager connects further subflows of MPTCP to the backend's
+    /// own address, and the frontend stays what the application's socket shows. What is left: an application that gives
+    /// up an MPTCP connection, and connects that socket to the backend itself, is shown the frontend of before.
     #[inline(always)]
     fn forget_tcp(&mut self) {
-        let stored = self.tcp_storage(0);
+        // SAFETY: the context is valid for the program's run.
+        let sk: *mut c_void = unsafe { (*self.ctx.sock_addr).__bindgen_anon_1.sk }.cast();
+        // SAFETY: as above.
+        let stored = unsafe { Self::tcp_storage_of(sk, 0) };
         if !stored.is_null() {
             // SAFETY: not null, so it is live storage.
             unsafe { (*stored).frontend_port = 0 };

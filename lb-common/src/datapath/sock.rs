@@ -41,7 +41,7 @@ pub trait Socket {
     fn tcp(&self) -> Option<SockTcp>;
     /// Writes `lb_sock_tcp`, creating it. False if there is no memory.
     fn remember_tcp(&mut self, sock: &SockTcp) -> bool;
-    /// Voids `lb_sock_tcp` if it exists.
+    /// Voids `lb_sock_tcp` if it exists. Not that of an MPTCP socket, whose subflows come by here too.
     fn forget_tcp(&mut self);
     /// Whether `lb_sock_udp` exists; with `create`, makes it. The other UDP methods need it.
     fn open_udp(&mut self, create: bool) -> bool;
