@@ -98,6 +98,8 @@ pub struct MemSocket {
     pub netns: u64,
     /// Whether it is the host's.
     pub host: bool,
+    /// Whether it is bound to a device.
+    pub device: bool,
     /// Whether storage can be allocated.
     pub memory: bool,
     /// `lb_sock_tcp`
@@ -111,7 +113,15 @@ pub struct MemSocket {
 impl MemSocket {
     /// A socket of a pod whose namespace has this cookie.
     pub const fn in_pod(netns: u64) -> Self {
-        Self { netns, host: false, memory: true, tcp: None, udp: None, udp_writes: Cell::new(0) }
+        Self {
+            netns,
+            host: false,
+            device: false,
+            memory: true,
+            tcp: None,
+            udp: None,
+            udp_writes: Cell::new(0),
+        }
     }
 
     /// A socket of the host.
@@ -127,6 +137,10 @@ impl Socket for MemSocket {
 
     fn is_host(&self) -> bool {
         self.host
+    }
+
+    fn is_bound_to_device(&self) -> bool {
+        self.device
     }
 
     fn tcp(&self) -> Option<SockTcp> {

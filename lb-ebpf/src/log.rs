@@ -20,7 +20,9 @@ pub(crate) fn verdict(ctx: &SockAddrContext, to: L4Addr, verdict: Verdict) {
                 at.port
             );
         }
-        Verdict::Refuse => aya_log_ebpf::debug!(ctx, "[{:i}]:{} refused", to.addr.octets, to.port),
+        Verdict::Refuse | Verdict::RefuseHere => {
+            aya_log_ebpf::debug!(ctx, "[{:i}]:{} refused", to.addr.octets, to.port);
+        }
     }
 }
 

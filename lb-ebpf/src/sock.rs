@@ -164,8 +164,18 @@ impl<'a> BpfSocket<'a> {
                 sk = mptcp;
             }
         }
+        // SAFETY: a socket of the context, which is valid for the program's run.
+        unsafe { Self::tcp_storage_of(sk, flags) }
+    }
+
+    /// `lb_sock_tcp` of this very socket, as [`Self::tcp_storage`].
+    ///
+    /// # Safety
+    /// `sk` is a socket that lives while the program runs.
+    #[inline(always)]
+    unsafe fn tcp_storage_of(sk: *mut c_void, flags: u64) -> *mut SockTcp {
         let map = (&raw const maps::SOCK_TCP).cast_mut().cast();
-        // SAFETY: `map` is socket storage of `SockTcp`, `sk` a socket that lives while the program runs.
+        // SAFETY: `map` is socket storage of `SockTcp`, and the caller promises `sk`.
         unsafe { bpf_sk_storage_get(map, sk, ptr::null_mut(), flags) }.cast()
     }
 
@@ -200,6 +210,14 @@ impl Socket for BpfSocket<'_> {
     }
 
     #[inline(always)]
+    fn is_bound_to_device(&self) -> bool {
+        // SAFETY: the context is valid for the program's run.
+        let sk = unsafe { (*self.ctx.sock_addr).__bindgen_anon_1.sk };
+        // SAFETY: the context's socket is valid for the program's run; the verifier wants the field read whole.
+        unsafe { (&raw const (*sk).bound_dev_if).read_volatile() != 0 }
+    }
+
+    #[inline(always)]
     fn tcp(&self) -> Option<SockTcp> {
         let value = self.tcp_storage(0);
         if value.is_null() {
@@ -221,9 +239,15 @@ impl Socket for BpfSocket<'_> {
         true
     }
 
+    /// Not through [`Self::tcp_storage`]: the kernel's path manager connects further subflows of MPTCP to the backend's
+    /// own address, and the frontend stays what the application's socket shows. What is left: an application that gives
+    /// up an MPTCP connection, and connects that socket to the backend itself, is shown the frontend of before.
     #[inline(always)]
     fn forget_tcp(&mut self) {
-        let stored = self.tcp_storage(0);
+        // SAFETY: the context is valid for the program's run.
+        let sk: *mut c_void = unsafe { (*self.ctx.sock_addr).__bindgen_anon_1.sk }.cast();
+        // SAFETY: as above.
+        let stored = unsafe { Self::tcp_storage_of(sk, 0) };
         if !stored.is_null() {
             // SAFETY: not null, so it is live storage.
             unsafe { (*stored).frontend_port = 0 };
@@ -348,6 +372,7 @@ pub(crate) fn connect(hook: &impl Hook) -> i32 {
         }
         // Port 0 of the loopback address refuses every TCP connect() with the same error, on every kernel.
         Verdict::Refuse => refuse(hook, L4Addr { addr: to.addr.loopback(), port: 0 }),
+        Verdict::RefuseHere => deny(),
     }
 }
 
@@ -368,6 +393,7 @@ pub(crate) fn send(hook: &impl Hook) -> i32 {
             ALLOW
         }
         Verdict::Refuse => refuse(hook, L4Addr { addr: to.addr.loopback(), port: REFUSING_UDP_PORT }),
+        Verdict::RefuseHere => deny(),
     }
 }
 
@@ -403,8 +429,16 @@ fn refuse(hook: &impl Hook, refusing: L4Addr) -> i32 {
         hook.put(refusing);
         return ALLOW;
     }
-    // SAFETY: the helper has no preconditions; the agent sets the switch only where it exists.
-    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    deny()
+}
+
+/// Makes the system call fail: with `ECONNREFUSED` where the kernel lets a hook choose, else with `EPERM`.
+#[inline(always)]
+fn deny() -> i32 {
+    if maps::LB_HAS_SET_RETVAL.load() != 0 {
+        // SAFETY: the helper has no preconditions; the agent sets the switch only where it exists.
+        unsafe { bpf_set_retval(-ECONNREFUSED) };
+    }
     DENY
 }
 

@@ -35,11 +35,13 @@ pub trait Socket {
     fn netns(&self) -> u64;
     /// Whether that is the host's network namespace.
     fn is_host(&self) -> bool;
+    /// Whether what it sends leaves by one device (`SO_BINDTODEVICE`, or a VRF), to the loopback address too.
+    fn is_bound_to_device(&self) -> bool;
     /// What `lb_sock_tcp` holds.
     fn tcp(&self) -> Option<SockTcp>;
     /// Writes `lb_sock_tcp`, creating it. False if there is no memory.
     fn remember_tcp(&mut self, sock: &SockTcp) -> bool;
-    /// Voids `lb_sock_tcp` if it exists.
+    /// Voids `lb_sock_tcp` if it exists. Not that of an MPTCP socket, whose subflows come by here too.
     fn forget_tcp(&mut self);
     /// Whether `lb_sock_udp` exists; with `create`, makes it. The other UDP methods need it.
     fn open_udp(&mut self, create: bool) -> bool;
@@ -70,16 +72,27 @@ pub enum Verdict {
     Pass,
     /// The kernel goes on with this address.
     To(L4Addr),
-    /// A Service without endpoints: the call fails with `ECONNREFUSED` (NE-1).
+    /// A Service without endpoints: the call fails with `ECONNREFUSED` (NE-1), by the hook or by an address that
+    /// refuses.
     Refuse,
+    /// The same for a socket that reaches no such address, see [`Socket::is_bound_to_device`]: the hook itself fails
+    /// the call, with `EPERM` where it cannot choose the error.
+    RefuseHere,
 }
 
 /// Decides a connect() of a `proto` socket to `to`.
 ///
 /// A connected UDP socket gets no verdict [`Verdict::Refuse`]: connecting is legal, and the refusal belongs to the
-/// first send. It is sent to [`REFUSING_UDP_PORT`].
+/// first send. It is sent to [`REFUSING_UDP_PORT`]. One that is bound to a device would never hear that refusal, and
+/// its sends pass no hook, so connecting it fails.
 #[inline(always)]
 pub fn connect<T: Tables, S: Socket>(tables: &T, socket: &mut S, proto: Proto, to: L4Addr) -> Verdict {
+    connect_to(tables, socket, proto, meant(to))
+}
+
+/// [`connect`], with the destination that is meant.
+#[inline(always)]
+fn connect_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, proto: Proto, to: L4Addr) -> Verdict {
     let tcp = proto.number == Proto::TCP.number;
     let Some((service, run)) = resolve(tables, socket, proto, to) else {
         // The same socket may have tried a Service before, and reach that backend by its own address now.
@@ -95,6 +108,9 @@ pub fn connect<T: Tables, S: Socket>(tables: &T, socket: &mut S, proto: Proto, t
         (slot.at(), slot.backend, slot.generation)
     } else {
         tables.count(Reason::RefusedConnect);
+        if socket.is_bound_to_device() {
+            return Verdict::RefuseHere;
+        }
         if tcp {
             return Verdict::Refuse;
         }
@@ -118,6 +134,12 @@ pub fn connect<T: Tables, S: Socket>(tables: &T, socket: &mut S, proto: Proto, t
 /// on it. A frontend that went to another service leads to that one's backends at once (CT-4).
 #[inline(always)]
 pub fn send<T: Tables, S: Socket>(tables: &T, socket: &mut S, to: L4Addr) -> Verdict {
+    send_to(tables, socket, meant(to))
+}
+
+/// [`send`], with the destination that is meant.
+#[inline(always)]
+fn send_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, to: L4Addr) -> Verdict {
     let Some((service, run)) = resolve(tables, socket, Proto::UDP, to) else {
         return Verdict::Pass;
     };
@@ -143,7 +165,7 @@ pub fn send<T: Tables, S: Socket>(tables: &T, socket: &mut S, to: L4Addr) -> Ver
     let moved = opened && newest_with(socket, |socket, index| socket.udp_frontend(index) == to).is_some();
     let Some(slot) = choose(tables, run) else {
         tables.count(Reason::RefusedSend);
-        return Verdict::Refuse;
+        return if socket.is_bound_to_device() { Verdict::RefuseHere } else { Verdict::Refuse };
     };
     if moved {
         tables.count(Reason::Moved);
@@ -171,6 +193,20 @@ pub fn received<S: Socket>(socket: &mut S, from: L4Addr) -> Option<L4Addr> {
 #[inline(always)]
 pub fn peer<S: Socket>(socket: &S, peer: L4Addr) -> Option<L4Addr> {
     socket.tcp()?.frontend_of(peer)
+}
+
+/// Where the kernel would go with `to`: it takes an unspecified address for this host's loopback, in getpeername()
+/// too, but puts that in its place only after the hook.
+///
+/// Frontends with an unspecified address are NodePorts, which [`node_port`] and nobody else may look up. So callers
+/// hand the result to a function that does not see `to`; as a shadowed local it also makes LLVM copy 16-byte aligned
+/// memory, which its BPF back end cannot.
+#[inline(always)]
+fn meant(to: L4Addr) -> L4Addr {
+    // For nearly every destination this one word decides.
+    let [.., last] = to.addr.to_net_words();
+    let addr = if last == 0 && to.addr == to.addr.any() { to.addr.loopback() } else { to.addr };
+    L4Addr { addr, port: to.port }
 }
 
 /// Who serves this socket's traffic to `to`, and with which run; nothing if the socket hooks leave it alone.

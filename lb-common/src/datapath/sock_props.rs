@@ -105,6 +105,16 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// What the kernel makes of a destination, if nobody translates it.
+fn meant(to: L4Addr) -> L4Addr {
+    let addr = match to.addr {
+        Addr::ANY_V4 => Addr::LOOPBACK_V4,
+        Addr::ANY_V6 => Addr::LOOPBACK_V6,
+        other => other,
+    };
+    L4Addr { addr, ..to }
+}
+
 /// Whether some slot has this address.
 fn is_backend(tables: &MemTables, target: L4Addr) -> bool {
     tables.slots.values().any(|slot| slot.at() == target)
@@ -114,9 +124,10 @@ proptest! {
     /// Nothing panics, a translated address is that of a slot, and what is shown was asked for and led there.
     #[test]
     fn whatever_the_maps_hold_a_socket_reaches_a_slot_and_shows_what_it_asked_for(
-        tables in tables(), host: bool, netns in 0_u64..3, memory: bool, steps in many(step(), 1..40),
+        tables in tables(), host: bool, netns in 0_u64..3, memory: bool, device: bool,
+        steps in many(step(), 1..40),
     ) {
-        let mut socket = MemSocket { host, memory, ..MemSocket::in_pod(netns) };
+        let mut socket = MemSocket { host, device, memory, ..MemSocket::in_pod(netns) };
         let mut led: Vec<(L4Addr, L4Addr)> = Vec::new();
         let mut connected: Option<(L4Addr, L4Addr)> = None;
         for step in steps {
@@ -129,21 +140,22 @@ proptest! {
                     }
                     if let Verdict::To(target) = verdict {
                         let refusing = L4Addr { addr: to.addr.loopback(), port: REFUSING_UDP_PORT };
-                        let refused = proto == Proto::UDP && target == refusing;
+                        let refused = proto == Proto::UDP && target == refusing && !device;
                         prop_assert!(refused || is_backend(&tables, target));
                         if proto == Proto::TCP {
-                            connected = Some((to, target));
+                            connected = Some((meant(to), target));
                         } else {
-                            led.push((to, target));
+                            led.push((meant(to), target));
                         }
                     }
-                    prop_assert!(verdict != Verdict::Refuse || proto == Proto::TCP);
+                    prop_assert!(verdict != Verdict::Refuse || (proto == Proto::TCP && !device));
+                    prop_assert!(verdict != Verdict::RefuseHere || device);
                 }
                 Step::Send(to) => {
                     if let Verdict::To(target) = send(&tables, &mut socket, to) {
-                        let known = led.contains(&(to, target));
+                        let known = led.contains(&(meant(to), target));
                         prop_assert!(known || is_backend(&tables, target));
-                        led.push((to, target));
+                        led.push((meant(to), target));
                     }
                 }
                 Step::Received(from) => {

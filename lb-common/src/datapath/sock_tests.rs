@@ -20,11 +20,12 @@ fn at(text: &str) -> L4Addr {
     text.parse::<SocketAddr>().unwrap().into()
 }
 
-/// A verdict as the tables below write it: `pass`, `refuse`, or the address.
+/// A verdict as the tables below write it: `pass`, `refuse`, `refuse here`, or the address.
 fn word(verdict: Verdict) -> String {
     match verdict {
         Verdict::Pass => "pass".to_string(),
         Verdict::Refuse => "refuse".to_string(),
+        Verdict::RefuseHere => "refuse here".to_string(),
         Verdict::To(target) => target.to_string(),
     }
 }
@@ -133,6 +134,13 @@ fn world() -> MemTables {
 #[case::and_on_ipv6_loopback_for_the_host("host tcp [::1]:30080", "[fd00:1::1]:8080")]
 #[case::the_loopback_of_a_pod_is_its_own("pod tcp 127.0.0.1:30080", "pass")]
 #[case::the_ipv6_loopback_of_a_pod_too("pod tcp [::1]:30080", "pass")]
+#[case::unspecified_means_loopback_for_the_host("host tcp 0.0.0.0:30080", "10.1.0.1:8080")]
+#[case::so_does_the_ipv6_one("host tcp [::]:30080", "[fd00:1::1]:8080")]
+#[case::and_that_of_an_ipv4_mapped_socket("host udp [::ffff:0.0.0.0]:30053", "10.1.0.1:5353")]
+#[case::and_that_loopback_of_a_pod_is_its_own_too("pod tcp 0.0.0.0:30080", "pass")]
+#[case::with_ipv6("pod tcp [::]:30080", "pass")]
+#[case::with_udp("pod udp 0.0.0.0:30053", "pass")]
+#[case::mapped("pod udp [::ffff:0.0.0.0]:30053", "pass")]
 #[case::another_nodes_node_port_is_left_alone("host tcp 172.18.0.3:30080", "pass")]
 #[case::a_node_port_of_another_protocol_is_left_alone("host tcp 172.18.0.2:30053", "pass")]
 #[case::a_number_inside_the_range_need_not_be_a_node_port("host tcp 172.18.0.2:30079", "pass")]
@@ -154,8 +162,41 @@ fn the_refusing_port_of_the_table_above_is_the_named_one() {
 fn a_node_port_outside_the_range_is_not_looked_up() {
     let mut world = world();
     world.config = Some(Config { node_port_max: 30_079, ..world.config.unwrap() });
+    for asked in ["172.18.0.2:30080", "0.0.0.0:30080", "[::]:30080"] {
+        let mut socket = MemSocket::on_host();
+        assert_eq!(connect(&world, &mut socket, Proto::TCP, at(asked)), Verdict::Pass, "{asked}");
+    }
+}
+
+/// It is reached as loopback is, and is shown as the kernel shows it.
+#[rstest]
+#[case("0.0.0.0:30080", "0.0.0.0:30053", "127.0.0.1:30080", "127.0.0.1:30053")]
+#[case("[::]:30080", "[::]:30053", "[::1]:30080", "[::1]:30053")]
+fn an_unspecified_destination_is_shown_as_loopback(
+    #[case] stream: &str,
+    #[case] datagram: &str,
+    #[case] shown_stream: &str,
+    #[case] shown_datagram: &str,
+) {
+    let mut world = world();
+    world.accept(FrontendKind::NodePort, "[::]:30053", Proto::UDP, 2);
     let mut socket = MemSocket::on_host();
-    assert_eq!(connect(&world, &mut socket, Proto::TCP, at("172.18.0.2:30080")), Verdict::Pass);
+    let Verdict::To(target) = connect(&world, &mut socket, Proto::TCP, at(stream)) else {
+        panic!("{stream}")
+    };
+    assert_eq!(peer(&socket, target), Some(at(shown_stream)));
+    for connected in [false, true] {
+        let mut socket = MemSocket::on_host();
+        let to = at(datagram);
+        let verdict = if connected {
+            connect(&world, &mut socket, Proto::UDP, to)
+        } else {
+            send(&world, &mut socket, to)
+        };
+        let Verdict::To(target) = verdict else { panic!("{datagram}: {verdict:?}") };
+        assert_eq!(received(&mut socket, target), Some(at(shown_datagram)));
+    }
+    assert_eq!(send(&world, &mut MemSocket::in_pod(POD), at(datagram)), Verdict::Pass);
 }
 
 #[test]
@@ -280,6 +321,42 @@ fn a_connected_udp_socket_to_an_empty_service_shows_the_frontend_too() {
     assert_eq!(received(&mut socket, at("127.0.0.1:1")), Some(at("10.96.0.12:53")));
     assert_eq!(world.counted(Reason::RefusedConnect), 1);
     assert_eq!(world.counted(Reason::Connect), 0);
+}
+
+/// From the loopback address it would hear nothing, and what a connected socket sends passes no hook.
+#[test]
+fn a_socket_that_is_bound_to_a_device_is_refused_by_the_hook_itself() {
+    let world = world();
+    let bound = || MemSocket { device: true, ..MemSocket::in_pod(POD) };
+    for (proto, to) in
+        [(Proto::TCP, "10.96.0.12:80"), (Proto::UDP, "10.96.0.12:53"), (Proto::UDP, "[fd00:96::12]:53")]
+    {
+        let mut socket = bound();
+        assert_eq!(word(connect(&world, &mut socket, proto, at(to))), "refuse here", "{to}");
+        assert!(socket.tcp.is_none() && socket.udp.is_none(), "nobody has to free it later");
+    }
+    assert_eq!(world.counted(Reason::RefusedConnect), 3);
+    assert_eq!(word(send(&world, &mut bound(), at("10.96.0.12:53"))), "refuse here");
+    assert_eq!(world.counted(Reason::RefusedSend), 1);
+    for (proto, to, want) in
+        [(Proto::TCP, "10.96.0.10:80", "10.1.0.1:8080"), (Proto::UDP, "10.96.0.10:53", "10.1.0.1:5353")]
+    {
+        assert_eq!(
+            word(connect(&world, &mut bound(), proto, at(to))),
+            want,
+            "a Service with endpoints serves it"
+        );
+    }
+}
+
+/// The peer that it had stays its peer, because the kernel does not get to change it.
+#[test]
+fn connected_udp_that_is_bound_to_a_device_and_refused_shows_the_peer_that_it_has() {
+    let world = world();
+    let mut socket = MemSocket { device: true, ..MemSocket::in_pod(POD) };
+    connect(&world, &mut socket, Proto::UDP, at("10.96.0.10:53"));
+    assert_eq!(connect(&world, &mut socket, Proto::UDP, at("10.96.0.12:53")), Verdict::RefuseHere);
+    assert_eq!(received(&mut socket, at("10.1.0.1:5353")), Some(at("10.96.0.10:53")));
 }
 
 #[test]

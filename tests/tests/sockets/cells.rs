@@ -71,3 +71,30 @@ fn a_node_port_is_served_on_this_nodes_addresses_and_for_the_host_on_loopback() 
     }
     none_of(&wrong);
 }
+
+/// To the kernel an unspecified destination is this host's loopback, which it puts in its place after the hook.
+#[test]
+fn a_node_port_on_the_unspecified_address_is_that_of_loopback() {
+    needs_root!();
+    let park = park("unspecified");
+    let [unspecified, loopback]: [[IpAddr; 2]; 2] =
+        [["0.0.0.0", "::"], LOOPBACK].map(|addresses| addresses.map(|addr| addr.parse().unwrap()));
+    for addr in loopback {
+        park.pod.serve(&Serve::tcp("own", (addr, NODE_PORTS[0]).into())).unwrap();
+        park.pod.serve(&Serve::udp("own", (addr, NODE_PORTS[1]).into())).unwrap();
+    }
+    let mut wrong = Vec::new();
+    for (client, probe, server) in [("host", &park.host, "backend-1"), ("pod", &park.pod, "own")] {
+        for (form, family, mapped) in FORMS {
+            for socket in Socket::ALL {
+                let port = socket.port(NODE_PORTS);
+                let seen = socket.look(probe, (unspecified[family], port).into(), mapped, SOON);
+                let wanted = socket.expect(server, (loopback[family], port).into(), mapped);
+                if seen != wanted {
+                    wrong.push(format!("{client}, {socket:?}, {form}: {seen}; expected {wanted}"));
+                }
+            }
+        }
+    }
+    none_of(&wrong);
+}

@@ -1,10 +1,11 @@
 //! Every way to connect, and to connect again.
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use lb_tests::probe::{FastOpen, Serve, Tcp, Udp};
-use lb_tests::{Probe, needs, needs_root};
+use lb_tests::{Probe, needs, needs_root, wait_until};
 
 use crate::park::{FORMS, Park, SHORT, SOON, Socket, as_mapped, backend, cluster_ips, none_of, objects_at};
 
@@ -72,6 +73,52 @@ fn mptcp_is_served_as_tcp() {
         }
     }
     none_of(&wrong);
+}
+
+/// The kernel connects further subflows by itself, to the address that the first one has reached: the backend's.
+#[test]
+fn a_further_subflow_of_mptcp_leaves_what_the_socket_shows() {
+    needs_root!();
+    needs!(has_mptcp(), "MPTCP in the kernel");
+    let mut park = Park::new("subflows");
+    for (addr, more) in backend(1).into_iter().zip(["10.1.255.9", "fd00:10:1:255::9"]) {
+        park.net.node(2).add_address(addr).unwrap();
+        park.servers.serve(&Serve::tcp("mptcp", (addr, 8080).into()).mptcp()).unwrap();
+        park.net.node(1).add_address(more.parse().unwrap()).unwrap();
+        park.net.node(1).netns.ip(&format!("mptcp endpoint add {more} subflow")).unwrap();
+    }
+    for node in &park.net.nodes {
+        node.netns.ip("mptcp limits set subflows 2 add_addr_accepted 0").unwrap();
+    }
+    park.program(1, &[1]);
+    park.start(&[]);
+    let mut wrong = Vec::new();
+    for (form, family, mapped) in FORMS {
+        let to = SocketAddr::new(cluster_ips(1)[family], 80);
+        let before = joined_subflows(&park.host);
+        let tcp = Tcp::to(to).mptcp();
+        let socket = park.host.open_tcp(&if mapped { tcp.mapped() } else { tcp }).unwrap().handle;
+        // Data in both directions: only then may there be another subflow (RFC 8684 3.2).
+        park.host.exchange(socket, "hello").unwrap();
+        wait_until("another subflow", SOON, || joined_subflows(&park.host) > before).unwrap();
+        let peer = park.host.names(socket).unwrap().peer;
+        if peer != Some(if mapped { as_mapped(to) } else { to }) {
+            wrong.push(format!("{form}: {peer:?}, expected {to}"));
+        }
+        park.host.close(socket).unwrap();
+    }
+    none_of(&wrong);
+}
+
+/// Further subflows that servers have answered, in the namespace of `probe`, since it was made.
+fn joined_subflows(probe: &Probe) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/net/netstat", probe.id())).unwrap();
+    // A line of names, and one of values.
+    let mut lines =
+        text.lines().filter_map(|line| line.strip_prefix("MPTcpExt: ")).map(str::split_whitespace);
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let (_, value) = names.zip(values).find(|(name, _)| *name == "MPJoinSynAckRx").unwrap();
+    value.parse().unwrap()
 }
 
 /// The address is translated before there is a packet, so the pod just speaks to itself.

@@ -58,6 +58,20 @@ fn a_service_without_endpoints_refuses_by_address() {
 }
 
 #[test]
+fn a_socket_that_is_bound_to_a_device_is_refused_by_hook() {
+    needs_root!();
+    needs!(hooks_can_refuse(), "bpf_set_retval (kernel 5.18)");
+    refuses_bound_to_a_device(By::Hook);
+}
+
+/// As below kernel 5.18, where a hook cannot choose the error.
+#[test]
+fn a_socket_that_is_bound_to_a_device_is_refused_without_bpf_set_retval() {
+    needs_root!();
+    refuses_bound_to_a_device(By::Address);
+}
+
+#[test]
 fn a_service_that_gets_endpoints_stops_refusing() {
     needs_root!();
     let mut park = Park::new("endpoints");
@@ -263,6 +277,53 @@ fn refuses(by: By) {
     assert!(soonest < Some(AT_ONCE), "refused after {soonest:?} at the soonest");
     let other = SocketAddr::new(cluster_ips(2)[0], 80);
     assert_eq!(park.pod.tcp(&Tcp::to(other)).unwrap().server(), "backend-2");
+    none_of(&wrong);
+}
+
+/// What such a socket sends to the loopback address leaves by its device, and nobody answers: the system call that asks
+/// for the Service has to fail, of connected UDP too.
+fn refuses_bound_to_a_device(by: By) {
+    let mut park = Park::new("device");
+    park.serve(2);
+    park.program(1, &[]);
+    park.program(2, &[2]);
+    park.start(&by.flag());
+    let errno = if by == By::Hook { "ECONNREFUSED" } else { "EPERM" };
+    let mut wrong = Vec::new();
+    for (client, probe) in [("pod", &park.pod), ("host", &park.host)] {
+        for (form, family, mapped) in FORMS {
+            let [to, other] = [1, 2].map(|n| SocketAddr::new(cluster_ips(n)[family], 53));
+            let tcp = || Tcp::to((to.ip(), 80).into()).device("eth0").timeout(AT_ONCE);
+            let tcp = || if mapped { tcp().mapped() } else { tcp() };
+            let on_device =
+                |udp: Udp| if mapped { udp.mapped() } else { udp }.device("eth0").timeout(AT_ONCE);
+            let mut seen = vec![
+                ("TCP", probe.tcp(&tcp()).map(drop), Step::Connect),
+                ("fast open", probe.tcp(&tcp().fast_open(FastOpen::SendTo)).map(drop), Step::Connect),
+                ("connected UDP", probe.open_udp(&on_device(Udp::connected(to))).map(drop), Step::Connect),
+                ("sendto", probe.udp(&on_device(Udp::to(to))).map(drop), Step::Send),
+            ];
+            if has_mptcp() {
+                seen.push(("MPTCP", probe.tcp(&tcp().mptcp()).map(drop), Step::Connect));
+            }
+            // A peer that the socket has already stays its peer.
+            let kept = probe.open_udp(&on_device(Udp::connected(other)).timeout(SOON)).unwrap();
+            let again = probe.reconnect(kept.handle, if mapped { as_mapped(to) } else { to });
+            seen.push(("UDP, connected to another Service", again.map(drop), Step::Connect));
+            for (what, result, step) in seen {
+                if !result.as_ref().is_err_and(|error| is(error, step, errno)) {
+                    wrong.push(format!("{client}, {form}, {what}: {result:?}"));
+                }
+            }
+            if probe.names(kept.handle).unwrap().peer != kept.peer {
+                wrong.push(format!("{client}, {form}, UDP: another peer than before"));
+            }
+            let answer = probe.exchange(kept.handle, "hello").map(|received| received.answer.server);
+            if answer.as_ref().is_ok_and(|server| server != "backend-2") || answer.is_err() {
+                wrong.push(format!("{client}, {form}, UDP, afterwards: {answer:?}"));
+            }
+        }
+    }
     none_of(&wrong);
 }
 
