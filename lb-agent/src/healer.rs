@@ -3,6 +3,7 @@
 //! A process of its own: it enters the namespaces of pods, which this one never does.
 
 use std::{
+    collections::BTreeMap,
     io,
     os::fd::OwnedFd,
     path::PathBuf,
@@ -13,12 +14,34 @@ use std::{
 };
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
 /// This program, also after its file was replaced.
 const OWN_PROGRAM: &str = "/proc/self/exe";
 /// A process that is not done by then waits for something that may never come.
 const LIMIT: Duration = Duration::from_mins(1);
+
+/// What a run of `lb-agent heal-sockets` has done.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Healed {
+    /// Namespaces that were found.
+    pub namespaces: usize,
+    /// Sockets that were connected to the refusing address.
+    pub refused: usize,
+    /// Those of them that are free now.
+    pub freed: usize,
+    /// Why sockets may have been left as they are, and in which namespaces.
+    pub failures: BTreeMap<String, Vec<String>>,
+}
+
+impl Healed {
+    /// Everything that stood in the way, without the namespaces, which come and go.
+    pub fn problem(&self) -> Option<String> {
+        let causes: Vec<&str> = self.failures.keys().map(String::as_str).collect();
+        (!causes.is_empty()).then(|| causes.join("; "))
+    }
+}
 
 /// Asks for healing; what is asked for while a run has not begun is one run.
 #[derive(Debug)]
@@ -57,19 +80,46 @@ impl Healer {
 }
 
 fn serve(requests: &Receiver<()>, mut heal: impl FnMut() -> io::Result<Output>) {
+    let mut told = Told::default();
     while requests.recv().is_ok() {
-        match heal() {
-            Ok(output) if output.status.success() => {
-                debug!(result = %one_line(&output.stdout), "looked for refused UDP sockets");
-            }
-            Ok(output) => warn!(
-                status = %output.status, error = %one_line(&output.stderr),
-                "connected UDP sockets that were refused stay so until they connect anew"
-            ),
-            Err(error) => warn!(
-                %error, "cannot run `lb-agent heal-sockets`: connected UDP sockets that were refused stay so for now"
-            ),
+        let result = heal();
+        if let Ok(output) = &result {
+            debug!(result = %one_line(&output.stdout), "looked for refused UDP sockets");
         }
+        if let Some(reason) = told.news(problem(&result)) {
+            warn!(%reason, "connected UDP sockets that were refused may stay so until they connect anew");
+        }
+    }
+}
+
+/// What kept a run from doing what it is for.
+fn problem(result: &io::Result<Output>) -> Option<String> {
+    let output = match result {
+        Ok(output) => output,
+        Err(error) => return Some(format!("cannot run `lb-agent heal-sockets`: {error}")),
+    };
+    let healed = serde_json::from_slice::<Healed>(&output.stdout);
+    if let Some(problem) = healed.ok().and_then(|healed| healed.problem()) {
+        return Some(problem);
+    }
+    let failed = || {
+        let Output { status, stderr, .. } = output;
+        format!("`lb-agent heal-sockets` ended with {status}: {}", one_line(stderr))
+    };
+    (!output.status.success()).then(failed)
+}
+
+/// The problem that was told last: it is told once, and again when it is another one or has come back.
+#[derive(Default)]
+struct Told(Option<String>);
+
+impl Told {
+    fn news(&mut self, now: Option<String>) -> Option<&str> {
+        if self.0 == now {
+            return None;
+        }
+        self.0 = now;
+        self.0.as_deref()
     }
 }
 
@@ -141,6 +191,42 @@ mod tests {
         drop(healer);
         end.send(()).unwrap();
         assert!(begins.recv().is_err(), "two runs");
+    }
+
+    fn output(status: i32, stdout: &str, stderr: &str) -> Output {
+        let status = ExitStatus::from_raw(status << 8);
+        Output { status, stdout: stdout.into(), stderr: stderr.into() }
+    }
+
+    #[test]
+    fn a_run_that_could_not_do_all_is_a_problem_whatever_its_status() {
+        let partial = Healed {
+            failures: BTreeMap::from([
+                ("a; it needs X".to_owned(), vec!["/proc/1/ns/net".to_owned()]),
+                ("b".to_owned(), vec!["/proc/2/ns/net".to_owned(), "/proc/3/ns/net".to_owned()]),
+            ]),
+            ..Healed::default()
+        };
+        let json = serde_json::to_string_pretty(&partial).unwrap();
+        for status in [0, 1] {
+            assert_eq!(problem(&Ok(output(status, &json, "x"))).as_deref(), Some("a; it needs X; b"));
+        }
+        let good = serde_json::to_string(&Healed::default()).unwrap();
+        assert_eq!(problem(&Ok(output(0, &good, ""))), None);
+        let said = problem(&Ok(output(1, "", "no maps\n are pinned"))).unwrap();
+        assert!(said.contains("exit status: 1: no maps are pinned"), "{said}");
+        let said = problem(&Err(io::ErrorKind::TimedOut.into())).unwrap();
+        assert!(said.starts_with("cannot run `lb-agent heal-sockets`: "), "{said}");
+    }
+
+    #[test]
+    fn a_problem_is_told_once_until_it_changes() {
+        let mut told = Told::default();
+        let some = |text: &str| Some(text.to_owned());
+        let rounds = [None, some("a"), some("a"), some("b"), None, some("b")];
+        let said: Vec<Option<String>> =
+            rounds.into_iter().map(|now| told.news(now).map(str::to_owned)).collect();
+        assert_eq!(said, [None, some("a"), None, some("b"), None, some("b")]);
     }
 
     /// So long that nobody waits for it.

@@ -122,6 +122,10 @@ fn beside_a_running_agent_services_have_names() {
     assert_eq!(shown[0]["backends"][0]["state"], "active");
     assert_eq!(run(&home, &["service", "show", "default/database", "-o", "json"]).json(), shown);
     assert_eq!(run(&home, &["service", "show", "10.0.1.100", "-o", "json"]).json(), shown);
+    for node_port in [format!("{}:30306", net.node(1).ipv4), "127.0.0.1:30306".to_owned()] {
+        assert_eq!(run(&home, &["service", "show", &node_port, "-o", "json"]).json(), shown, "{node_port}");
+    }
+    run(&home, &["service", "show", "192.0.2.1:30306"]).failed("no service port accepts traffic");
     run(&home, &["service", "show", "nobody"]).failed("no Service nobody is programmed");
 
     let backends = run(&home, &["backend", "list"]);
@@ -165,6 +169,33 @@ fn status_shows_agent_programs_maps_switches_counters_and_what_is_wrong() {
     assert_eq!(text.line("lb_connect4")[2], path);
     assert_eq!(text.line("connect")[1], "1");
     assert!(text.out.contains("manifests that cannot be used:\n  "), "{text:?}");
+}
+
+#[test]
+fn a_link_that_was_detached_is_told_from_one_that_is_missing() {
+    needs_root!();
+    let (net, home) = database("cli-detached");
+    let node = net.node(1);
+    Agent::start(node, &home).unwrap().stop().unwrap();
+    let links = home.pin_dir().join("v1/links");
+    let detach =
+        Command::new("bpftool").args(["link", "detach", "pinned"]).arg(links.join("lb_connect4")).status();
+    assert!(detach.unwrap().success());
+    fs::remove_file(links.join("lb_connect6")).unwrap();
+    let status = run(&home, &["status"]);
+    let said = |program: &str| status.line(program).join(" ");
+    assert!(
+        said("lb_connect4").contains("its link was detached, or its cgroup is gone; restart"),
+        "{status:?}"
+    );
+    assert!(said("lb_connect6").ends_with("nothing: no link is pinned"), "{status:?}");
+
+    let _agent = Agent::start(node, &home).unwrap();
+    let programs = run(&home, &["status", "-o", "json"]).json()["programs"].clone();
+    assert!(
+        programs.as_array().unwrap().iter().all(|row| row["attached"] == true),
+        "the remedy: {programs:#}"
+    );
 }
 
 #[test]

@@ -23,29 +23,36 @@ pub(super) struct Namespace {
 /// Every namespace that has a name or a process, each once. Processes of others are seen only with the host's /proc
 /// (`hostPID`).
 pub(super) fn all() -> Vec<Namespace> {
+    seen().0
+}
+
+/// The same, and whether processes refused to show theirs: without CAP_SYS_PTRACE those do that may do more than this one.
+pub(super) fn seen() -> (Vec<Namespace>, bool) {
     let mut processes: Vec<(u32, PathBuf)> = entries("/proc")
         .into_iter()
         .filter_map(|path| Some((process_id(&path)?, path.join("ns/net"))))
         .collect();
     processes.sort();
     let mut found: BTreeMap<(u64, u64), Namespace> = BTreeMap::new();
-    for path in entries("/run/netns") {
-        add(&mut found, path, true);
+    let mut is_partial = false;
+    let names = entries("/run/netns").into_iter().map(|path| (path, true));
+    for (path, is_name) in names.chain(processes.into_iter().map(|(_, path)| (path, false))) {
+        if let Err(error) = add(&mut found, path, is_name) {
+            // Namespaces and processes come and go.
+            is_partial |= error.kind() == io::ErrorKind::PermissionDenied;
+        }
     }
-    for (_, path) in processes {
-        add(&mut found, path, false);
-    }
-    found.into_values().collect()
+    (found.into_values().collect(), is_partial)
 }
 
-/// Namespaces and processes come and go: what cannot be opened is not there.
-fn add(found: &mut BTreeMap<(u64, u64), Namespace>, path: PathBuf, is_name: bool) {
-    let Ok(file) = File::open(&path) else { return };
-    let Ok(inode) = file.metadata().map(|namespace| (namespace.dev(), namespace.ino())) else { return };
+fn add(found: &mut BTreeMap<(u64, u64), Namespace>, path: PathBuf, is_name: bool) -> io::Result<()> {
+    let file = File::open(&path)?;
+    let inode = file.metadata().map(|namespace| (namespace.dev(), namespace.ino()))?;
     let known = found.entry(inode).or_insert_with(|| Namespace { file, paths: Vec::new() });
     if is_name || known.paths.is_empty() {
         known.paths.push(path);
     }
+    Ok(())
 }
 
 /// Does something inside a namespace: a thread of its own enters it, because a thread cannot be trusted to come back.

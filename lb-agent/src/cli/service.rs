@@ -1,8 +1,10 @@
 //! `lb-agent service list` and `lb-agent service show`.
 
 use core::net::{IpAddr, SocketAddr};
+use std::collections::BTreeSet;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
+use lb_common::abi::{Addr, Address, FrontendKind, maps};
 use serde::Serialize;
 
 use super::{
@@ -12,6 +14,7 @@ use super::{
     served::{BackendRow, FrontendRow, Names, PortRow, Served, address},
     table::Table,
 };
+use crate::maps::Table as _;
 
 /// One line per frontend.
 pub(super) fn list(look: &LookArgs) -> anyhow::Result<()> {
@@ -45,9 +48,13 @@ struct Detail {
 /// Everything about one Service.
 pub(super) fn show(args: &ShowArgs) -> anyhow::Result<()> {
     let look = &args.look;
-    let served = Served::read(&Pinned::open(&look.pins.pin_dir)?)?;
+    let pinned = Pinned::open(&look.pins.pin_dir)?;
+    let served = Served::read(&pinned)?;
     let names = agent::names(look);
-    let found = find(served.ports(&names), &args.service, &names)?;
+    let addresses = pinned.table::<Addr, Address>(maps::ADDRESSES)?.dump();
+    let own =
+        addresses.context("cannot read lb_addresses")?.into_iter().map(|(addr, _)| addr.into()).collect();
+    let found = find(served.ports(&names), &args.service, &names, &own)?;
     let details: Vec<Detail> =
         found.into_iter().map(|port| Detail { backends: served.backends(port.id), port }).collect();
     print(&look.output, &details, |details| {
@@ -90,10 +97,15 @@ fn serving(frontend: &FrontendRow) -> String {
     }
 }
 
-/// The ports of the Service that `wanted` names or has as an address.
-fn find(ports: Vec<PortRow>, wanted: &str, names: &Names) -> anyhow::Result<Vec<PortRow>> {
+/// The ports of the Service that `wanted` names or has as an address. `own` are this node's addresses.
+fn find(
+    ports: Vec<PortRow>,
+    wanted: &str,
+    names: &Names,
+    own: &BTreeSet<IpAddr>,
+) -> anyhow::Result<Vec<PortRow>> {
     if let Some((ip, port)) = parse_address(wanted) {
-        let found: Vec<PortRow> = ports.into_iter().filter(|row| accepts(row, ip, port)).collect();
+        let found = accepting(ports, ip, port, own);
         return if found.is_empty() {
             bail!("no service port accepts traffic at {wanted}")
         } else {
@@ -132,13 +144,29 @@ fn find(ports: Vec<PortRow>, wanted: &str, names: &Names) -> anyhow::Result<Vec<
 /// An address, with or without a port.
 fn parse_address(text: &str) -> Option<(IpAddr, Option<u16>)> {
     let with_port = text.parse::<SocketAddr>().map(|at| (at.ip(), Some(at.port())));
-    with_port.or_else(|_| text.parse().map(|ip| (ip, None))).ok()
+    let (ip, port) = with_port.or_else(|_| text.parse().map(|ip| (ip, None))).ok()?;
+    Some((ip.to_canonical(), port))
 }
 
-fn accepts(row: &PortRow, ip: IpAddr, port: Option<u16>) -> bool {
-    row.frontends
+/// The ports that get what is sent to an address; without a port, to any port of it.
+///
+/// A NodePort is there at every address of this node, and is the last match (NP-9): `datapath::sock` decides in this way.
+fn accepting(ports: Vec<PortRow>, ip: IpAddr, port: Option<u16>, own: &BTreeSet<IpAddr>) -> Vec<PortRow> {
+    let exact: BTreeSet<(u16, String)> = ports
         .iter()
-        .any(|frontend| frontend.address == ip && port.is_none_or(|port| frontend.port == port))
+        .flat_map(|row| &row.frontends)
+        .filter(|frontend| frontend.address == ip)
+        .map(|frontend| (frontend.port, frontend.protocol.clone()))
+        .collect();
+    let is_own = own.contains(&ip);
+    let accepts = |frontend: &FrontendRow| {
+        let is_node_port = is_own
+            && frontend.kind == FrontendKind::NodePort.name()
+            && frontend.address.is_ipv4() == ip.is_ipv4()
+            && !exact.contains(&(frontend.port, frontend.protocol.clone()));
+        (frontend.address == ip || is_node_port) && port.is_none_or(|port| frontend.port == port)
+    };
+    ports.into_iter().filter(|row| row.frontends.iter().any(accepts)).collect()
 }
 
 #[cfg(test)]
@@ -180,7 +208,7 @@ mod tests {
             row(4, "b/api", "10.0.0.4:80"),
         ];
         let names: Names = rows.iter().filter_map(|row| Some((row.id, row.label.clone()?))).collect();
-        match find(rows, wanted, &names) {
+        match find(rows, wanted, &names, &BTreeSet::new()) {
             Ok(found) => Ok(found.iter().map(|row| row.id).collect()),
             Err(error) => Err(error.to_string()),
         }
@@ -197,6 +225,41 @@ mod tests {
     }
 
     #[test]
+    fn a_node_port_is_found_at_every_address_of_this_node() {
+        let at = |id, service, at: &str, kind: FrontendKind| {
+            let mut row = row(id, service, at);
+            row.frontends[0].kind = kind.name().into();
+            row
+        };
+        let rows = || {
+            vec![
+                at(1, "a/web", "0.0.0.0:30080", FrontendKind::NodePort),
+                at(2, "a/web", "[::]:30080", FrontendKind::NodePort),
+                at(3, "b/api", "192.168.50.1:30081", FrontendKind::ExternalIp),
+                at(4, "b/db", "0.0.0.0:30081", FrontendKind::NodePort),
+                // A ClusterIP of this form would be a mistake, and no NodePort.
+                at(5, "b/odd", "0.0.0.0:80", FrontendKind::ClusterIp),
+            ]
+        };
+        let own = ["192.168.50.1", "192.168.50.2", "127.0.0.1", "fd00::1"].map(|ip| ip.parse().unwrap());
+        let own = BTreeSet::from(own);
+        let ids = |wanted| {
+            let found = find(rows(), wanted, &Names::new(), &own);
+            found.map(|rows| rows.iter().map(|row| row.id).collect::<Vec<_>>()).unwrap_or_default()
+        };
+        assert_eq!(ids("192.168.50.1:30080"), [1]);
+        assert_eq!(ids("127.0.0.1:30080"), [1]);
+        assert_eq!(ids("[::ffff:192.168.50.1]:30080"), [1]);
+        assert_eq!(ids("[fd00::1]:30080"), [2]);
+        assert_eq!(ids("0.0.0.0:30080"), [1], "as `service list` shows it");
+        assert_eq!(ids("192.168.50.1:30081"), [3], "a NodePort is the last match");
+        assert_eq!(ids("192.168.50.2:30081"), [4]);
+        assert_eq!(ids("192.168.50.1"), [1, 3], "all that is accepted there");
+        assert_eq!(ids("192.168.50.1:80"), [0; 0]);
+        assert_eq!(ids("192.168.50.9:30080"), [0; 0], "another node's");
+    }
+
+    #[test]
     fn a_name_in_two_namespaces_is_refused_with_both() {
         assert_eq!(ids("web"), Err("several Services are called web, choose one: a/web, b/web".into()));
         assert!(ids("c/web").unwrap_err().contains("no Service c/web is programmed"));
@@ -205,14 +268,15 @@ mod tests {
 
     #[test]
     fn without_names_an_address_still_finds_a_service() {
-        let find = |wanted| find(vec![row(1, "a/web", "10.0.0.1:80")], wanted, &Names::new());
+        let find =
+            |wanted| find(vec![row(1, "a/web", "10.0.0.1:80")], wanted, &Names::new(), &BTreeSet::new());
         assert_eq!(find("10.0.0.1").unwrap().len(), 1);
         assert!(find("web").unwrap_err().to_string().contains("give one of its addresses"));
     }
 
     #[test]
     fn where_nothing_is_programmed_there_is_no_service_of_any_name() {
-        let error = find(Vec::new(), "web", &Names::new()).unwrap_err().to_string();
+        let error = find(Vec::new(), "web", &Names::new(), &BTreeSet::new()).unwrap_err().to_string();
         assert!(error.starts_with("no Service web is programmed"), "{error}");
     }
 

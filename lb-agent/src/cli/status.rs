@@ -41,7 +41,7 @@ struct Overview {
 #[derive(Debug, Serialize)]
 struct ProgramRow {
     name: &'static str,
-    /// A link is pinned, and its cgroup exists.
+    /// A link is pinned, and the kernel says that it leads to a cgroup.
     attached: bool,
     program_id: Option<u32>,
     cgroup_id: Option<u64>,
@@ -236,7 +236,11 @@ fn programs(programs: &[ProgramRow]) -> String {
     for program in programs {
         let place = match (program.program_id, program.cgroup_id, &program.cgroup) {
             (None, ..) => "nothing: no link is pinned".to_owned(),
-            (_, None, _) => "nothing: its cgroup is gone".to_owned(),
+            // The kernel tells no difference.
+            (_, None, _) => {
+                "nothing: its link was detached, or its cgroup is gone; restart lb-agent, which attaches anew"
+                    .to_owned()
+            }
             (_, Some(_), Some(path)) => path.clone(),
             (_, Some(id), None) => format!("cgroup {id}"),
         };

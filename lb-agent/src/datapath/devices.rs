@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
 use lb_common::abi::{Addr, Address};
 use rtnetlink::{Handle, MulticastGroup, new_multicast_connection, packet_route::address::AddressAttribute};
 use tokio::{sync::mpsc::Sender, time::sleep};
@@ -75,11 +75,15 @@ async fn follow<M>(
             }
         }
         sleep(SETTLE).await;
-        // What came meanwhile is part of the next reading.
-        while futures::FutureExt::now_or_never(changes.next()).is_some() {}
+        drain(&mut changes);
     };
     connection.abort();
     result
+}
+
+/// Drops what has come already, which is part of the next reading. A stream that has ended yields its end again and again.
+fn drain(changes: &mut (impl Stream + Unpin)) {
+    while let Some(Some(_)) = changes.next().now_or_never() {}
 }
 
 /// All addresses of all interfaces.
@@ -103,7 +107,28 @@ async fn read(handle: &Handle) -> Result<Vec<IpAddr>, rtnetlink::Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
+
+    #[test]
+    fn what_has_come_is_dropped_and_the_end_of_netlink_ends_that() {
+        let (changes, mut stream) = futures::channel::mpsc::unbounded();
+        for change in 0..3 {
+            changes.unbounded_send(change).unwrap();
+        }
+        drain(&mut stream);
+        changes.unbounded_send(3).unwrap();
+        assert_eq!(stream.next().now_or_never(), Some(Some(3)), "it is open");
+        drop(changes);
+        // A thread of its own, for it may never come back.
+        let (done, ended) = mpsc::channel();
+        std::thread::spawn(move || {
+            drain(&mut stream);
+            done.send(()).unwrap();
+        });
+        assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(()));
+    }
 
     #[test]
     fn loopback_serves_node_ports_only_on_its_two_well_known_addresses() {

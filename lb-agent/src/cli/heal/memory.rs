@@ -7,12 +7,12 @@ use std::{
     collections::{HashMap, HashSet},
     fs, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd},
-    path::Path,
 };
 
 use lb_common::abi::SockUdp;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
+use super::Step;
 use crate::maps::sys;
 
 /// A process and its name for a socket.
@@ -22,44 +22,82 @@ struct Holder {
     descriptor: RawFd,
 }
 
-/// Who has which socket, by inode.
-pub(super) struct Holders(HashMap<u32, Holder>);
+/// Who has which socket.
+pub(super) struct Holders {
+    /// By inode.
+    found: HashMap<u32, Holder>,
+    /// Some processes do not show their files to this one.
+    pub(super) is_partial: bool,
+}
+
+/// What is known of a socket.
+#[derive(Debug)]
+pub(super) enum Memory {
+    /// No process that shows its files has it, or not any more.
+    NoHolder,
+    /// Our programs remember nothing of it.
+    Nothing,
+    /// What `lb_sock_udp` holds for it.
+    Of(Box<SockUdp>),
+}
 
 impl Holders {
     /// Looks for the holders of these sockets among all processes that can be seen.
     pub(super) fn of(inodes: &HashSet<u32>) -> Self {
-        let mut found = HashMap::new();
-        for process in numbers(Path::new("/proc")) {
+        let mut holders = Self { found: HashMap::new(), is_partial: false };
+        for process in numbers(fs::read_dir("/proc")) {
             let Some(process) = Pid::from_raw(process) else { continue };
-            let folder = format!("/proc/{}/fd", process.as_raw_nonzero());
-            for descriptor in numbers(Path::new(&folder)) {
+            if let Err(error) = holders.add(process, inodes) {
                 // Processes end and close files all the time.
-                let Ok(target) = fs::read_link(format!("{folder}/{descriptor}")) else { continue };
-                if let Some(inode) = target.to_str().and_then(socket_inode)
-                    && inodes.contains(&inode)
-                {
-                    found.insert(inode, Holder { process, descriptor });
-                }
+                holders.is_partial |= error.kind() == io::ErrorKind::PermissionDenied;
             }
         }
-        Self(found)
+        holders
     }
 
-    /// What `lb_sock_udp` holds for a socket; nothing if it is not one of ours or has been closed.
+    fn add(&mut self, process: Pid, inodes: &HashSet<u32>) -> io::Result<()> {
+        let folder = format!("/proc/{}/fd", process.as_raw_nonzero());
+        for descriptor in numbers(Ok(fs::read_dir(&folder)?)) {
+            let target = match fs::read_link(format!("{folder}/{descriptor}")) {
+                Ok(target) => target,
+                // All of them are refused then.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+                Err(_) => continue,
+            };
+            if let Some(inode) = target.to_str().and_then(socket_inode)
+                && inodes.contains(&inode)
+            {
+                self.found.insert(inode, Holder { process, descriptor });
+            }
+        }
+        Ok(())
+    }
+
+    /// What is known of a socket.
     ///
     /// # Errors
-    /// `EPERM` without CAP_SYS_PTRACE.
-    pub(super) fn remembered(&self, map: BorrowedFd<'_>, inode: u32) -> io::Result<Option<SockUdp>> {
-        let Some(holder) = self.0.get(&inode) else { return Ok(None) };
-        let storage = holder
-            .copy()
-            .and_then(|socket| sys::socket_storage::<{ size_of::<SockUdp>() }>(map, socket.as_fd()));
-        match storage {
-            Ok(bytes) => Ok(SockUdp::from_memory(&bytes)),
+    /// The kernel's answer, and what it refused: `EPERM` from pidfd_getfd(2) without CAP_SYS_PTRACE.
+    pub(super) fn remembered(&self, map: BorrowedFd<'_>, inode: u32) -> Result<Memory, (Step, io::Error)> {
+        let Some(holder) = self.found.get(&inode) else { return Ok(Memory::NoHolder) };
+        let socket = match holder.copy() {
+            Ok(socket) => socket,
+            Err(error) => {
+                return match error.raw_os_error() {
+                    // The process or the descriptor has gone.
+                    Some(libc::ESRCH | libc::EBADF) => Ok(Memory::NoHolder),
+                    _ => Err((Step::Copy, error)),
+                };
+            }
+        };
+        match sys::socket_storage::<{ size_of::<SockUdp>() }>(map, socket.as_fd()) {
+            Ok(bytes) => {
+                Ok(SockUdp::from_memory(&bytes).map_or(Memory::Nothing, |sock| Memory::Of(Box::new(sock))))
+            }
             Err(error) => match error.raw_os_error() {
-                // The process, the descriptor or the entry has gone; or the descriptor is no socket any more.
-                Some(libc::ESRCH | libc::EBADF | libc::ENOENT | libc::ENOTSOCK) => Ok(None),
-                _ => Err(error),
+                Some(libc::ENOENT) => Ok(Memory::Nothing),
+                // The descriptor is no socket any more.
+                Some(libc::ENOTSOCK) => Ok(Memory::NoHolder),
+                _ => Err((Step::Read, error)),
             },
         }
     }
@@ -73,8 +111,8 @@ impl Holder {
 }
 
 /// The entries of a folder that are numbers.
-fn numbers(folder: &Path) -> Vec<i32> {
-    let names = fs::read_dir(folder).into_iter().flatten().flatten();
+fn numbers(folder: io::Result<fs::ReadDir>) -> Vec<i32> {
+    let names = folder.into_iter().flatten().flatten();
     names.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
@@ -94,7 +132,7 @@ mod tests {
         let link = fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd())).unwrap();
         let inode = socket_inode(link.to_str().unwrap()).unwrap();
         let holders = Holders::of(&HashSet::from([inode]));
-        let copy = std::net::UdpSocket::from(holders.0[&inode].copy().unwrap());
+        let copy = std::net::UdpSocket::from(holders.found[&inode].copy().unwrap());
         assert_eq!(copy.local_addr().unwrap(), socket.local_addr().unwrap());
         assert_eq!(socket_inode("pipe:[1]"), None);
     }

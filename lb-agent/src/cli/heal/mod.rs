@@ -7,14 +7,18 @@
 mod diag;
 mod memory;
 
-use std::{collections::BTreeMap, fmt::Write as _, io, os::fd::AsFd as _};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt::Write as _,
+    fs, io,
+    os::fd::{AsFd as _, BorrowedFd},
+};
 
 use anyhow::{Context as _, bail};
 use lb_common::{
     abi::{Addr, BackendId, Frontend, FrontendKey, L4Addr, Proto, Service, SockUdp, UdpPeer, maps},
     datapath::sock::{REFUSING_UDP_PORT, uses_local_run},
 };
-use serde::Serialize;
 
 use super::{
     HealArgs,
@@ -23,86 +27,142 @@ use super::{
     print,
 };
 use crate::{
+    healer::Healed,
     maps::{Array, Table as _, read},
     model::Family,
 };
 use diag::{Connected, Diag};
-use memory::Holders;
-
-/// What was done.
-#[derive(Debug, Default, Serialize)]
-struct Healed {
-    /// Namespaces that were looked into.
-    namespaces: usize,
-    /// Sockets that were connected to the refusing address.
-    refused: usize,
-    /// Those of them that are free now.
-    freed: usize,
-    /// Namespaces that could not be looked into, and why.
-    failures: Vec<String>,
-}
+use memory::{Holders, Memory};
 
 /// Frees every refused socket whose Service has endpoints now.
 pub(super) fn run(args: &HealArgs) -> anyhow::Result<()> {
     let pinned = Pinned::open(&args.pins.pin_dir)?;
     let healed = heal(&pinned)?;
-    if let [first, ..] = healed.failures.as_slice()
-        && healed.failures.len() == healed.namespaces
-    {
-        bail!("no network namespace could be looked into: {first}");
-    }
     print(&args.output, &healed, |healed| {
         let mut text = format!(
             "{} refused sockets in {} network namespaces, {} freed",
             healed.refused, healed.namespaces, healed.freed
         );
-        for failure in &healed.failures {
+        for (why, namespaces) in &healed.failures {
             // Writing to a string cannot fail.
-            let _infallible = write!(text, "\n{failure}");
+            let _infallible = write!(text, "\n{}: {why}", namespaces.join(", "));
         }
         text
-    })
+    })?;
+    if let Some(why) = healed.problem() {
+        bail!("refused sockets may have been left as they are: {why}");
+    }
+    Ok(())
 }
+
+/// Why namespaces were not looked into that nobody could open.
+const NO_NAMESPACES: &str =
+    "processes do not show which network namespaces they are in; it needs CAP_SYS_PTRACE";
+
+/// How often a socket's holder is looked for: it may hand the socket to another process meanwhile.
+const ATTEMPTS: usize = 2;
 
 fn heal(pinned: &Pinned) -> anyhow::Result<Healed> {
     let storage = pinned.descriptor(maps::SOCK_UDP)?;
     let mut healed = Healed::default();
     let mut candidates: Vec<(Namespace, Vec<Connected>)> = Vec::new();
-    for namespace in namespaces::all() {
+    let (all, is_partial) = namespaces::seen();
+    let may_look = may_look_into_processes(&fs::read_to_string("/proc/self/status").unwrap_or_default());
+    // With the capability those stay that nobody here can look into, as in a container that sees its host's first process.
+    if is_partial && !may_look {
+        healed.failures.insert(NO_NAMESPACES.to_owned(), vec!["/proc".to_owned()]);
+    }
+    for namespace in all {
         healed.namespaces += 1;
-        match namespaces::inside(&namespace.file, candidates_here) {
-            Ok(sockets) if sockets.is_empty() => {}
-            Ok(sockets) => candidates.push((namespace, sockets)),
-            Err(error) => healed.failures.push(failure(&namespace, &error)),
+        let sockets = candidates_in(&namespace, &mut healed);
+        if !sockets.is_empty() {
+            candidates.push((namespace, sockets));
         }
     }
     if candidates.is_empty() {
         return Ok(healed);
     }
     let served = Served::read(pinned)?;
-    let sockets = candidates.iter().flat_map(|(_, sockets)| sockets);
-    let holders = Holders::of(&sockets.map(|socket| socket.inode).collect());
-    for (namespace, sockets) in candidates {
+    for attempt in 1..=ATTEMPTS {
+        let sockets = candidates.iter().flat_map(|(_, sockets)| sockets);
+        let holders = Holders::of(&sockets.map(|socket| socket.inode).collect());
+        let mut missed = Vec::new();
+        for (namespace, sockets) in candidates {
+            let look = Look { storage: storage.fd().as_fd(), holders: &holders, served: &served };
+            let without_holder = look.heal(&namespace, sockets, &mut healed);
+            if without_holder.is_empty() {
+                continue;
+            }
+            // Those that have gone meanwhile are nobody's loss.
+            let mut left = candidates_in(&namespace, &mut healed);
+            left.retain(|socket| without_holder.contains(&socket.inode));
+            match left.as_slice() {
+                [] => {}
+                _ if attempt == ATTEMPTS => {
+                    add_failure(&mut healed, &namespace, no_holder(holders.is_partial, may_look).to_owned());
+                }
+                _ => missed.push((namespace, left)),
+            }
+        }
+        candidates = missed;
+    }
+    Ok(healed)
+}
+
+/// What is known when sockets are looked at.
+struct Look<'a> {
+    storage: BorrowedFd<'a>,
+    holders: &'a Holders,
+    served: &'a Served,
+}
+
+impl Look<'_> {
+    /// Frees those of a namespace's sockets that may connect now. Returns the ones whose holder was not found.
+    fn heal(&self, namespace: &Namespace, sockets: Vec<Connected>, healed: &mut Healed) -> HashSet<u32> {
+        let mut without_holder = HashSet::new();
         let mut ready = Vec::new();
-        for socket in &sockets {
-            match holders.remembered(storage.fd().as_fd(), socket.inode) {
-                Ok(Some(sock)) => {
-                    let Some(to) = refused_to(&sock, socket) else { continue };
+        for socket in sockets {
+            match self.holders.remembered(self.storage, socket.inode) {
+                Ok(Memory::Of(sock)) => {
+                    let Some(to) = refused_to(&sock, &socket) else { continue };
                     healed.refused += 1;
-                    if served.may_connect(to) {
+                    if self.served.may_connect(to) {
                         ready.push(socket);
                     }
                 }
-                Ok(None) => {}
-                Err(error) => healed.failures.push(failure(&namespace, &error)),
+                Ok(Memory::Nothing) => {}
+                Ok(Memory::NoHolder) => {
+                    without_holder.insert(socket.inode);
+                }
+                Err((step, error)) => add_failure(healed, namespace, step.failed(&error)),
             }
         }
-        match namespaces::inside(&namespace.file, || free(&ready)) {
-            Ok(freed) => healed.freed += freed,
-            Err(error) => healed.failures.push(failure(&namespace, &error)),
+        if !ready.is_empty() {
+            match namespaces::inside(&namespace.file, || Ok(free(&ready))) {
+                Ok((freed, errors)) => {
+                    healed.freed += freed;
+                    for error in errors {
+                        add_failure(healed, namespace, Step::Free.failed(&error));
+                    }
+                }
+                Err(error) => add_failure(healed, namespace, Step::Enter.failed(&error)),
+            }
         }
+        without_holder
     }
-    Ok(healed)
+}
+
+/// The sockets of a namespace that are connected to where refused ones are.
+fn candidates_in(namespace: &Namespace, healed: &mut Healed) -> Vec<Connected> {
+    let (step, error) = match namespaces::inside(&namespace.file, || Ok(candidates_here())) {
+        Ok(Ok(sockets)) => return sockets,
+        Ok(Err(error)) => (Step::List, error),
+        // A file under a name whose namespace is gone, as a crash leaves it.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Vec::new(),
+        Err(error) => (Step::Enter, error),
+    };
+    add_failure(healed, namespace, step.failed(&error));
+    Vec::new()
 }
 
 /// The sockets of the present namespace that are connected to where refused ones are.
@@ -121,25 +181,99 @@ fn refused_to(sock: &SockUdp, socket: &Connected) -> Option<L4Addr> {
     sock.behind(socket.peer).filter(|pair| pair.backend == BackendId::NONE).map(UdpPeer::frontend)
 }
 
-/// Frees sockets of the present namespace; returns how many.
-fn free(sockets: &[&Connected]) -> io::Result<usize> {
-    let diag = Diag::open()?;
+/// Frees sockets of the present namespace; returns how many, and what went wrong with the others.
+fn free(sockets: &[Connected]) -> (usize, Vec<io::Error>) {
+    let diag = match Diag::open() {
+        Ok(diag) => diag,
+        Err(error) => return (0, vec![error]),
+    };
     let mut freed = 0;
+    let mut errors = Vec::new();
     for socket in sockets {
-        freed += usize::from(diag.free(socket)?);
+        match diag.free(socket) {
+            Ok(is_freed) => freed += usize::from(is_freed),
+            Err(error) => errors.push(error),
+        }
     }
-    Ok(freed)
+    (freed, errors)
 }
 
-fn failure(namespace: &Namespace, error: &io::Error) -> String {
+/// What is done to a socket or its namespace, and can be refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    /// Entering the namespace.
+    Enter,
+    /// Listing its sockets.
+    List,
+    /// Copying a socket from the process that has it.
+    Copy,
+    /// Reading what `lb_sock_udp` holds for it.
+    Read,
+    /// Freeing it.
+    Free,
+}
+
+impl Step {
+    /// What failed, why, and what it takes.
+    fn failed(self, error: &io::Error) -> String {
+        let what = match self {
+            Self::Enter => "the network namespace cannot be entered",
+            Self::List => "connected UDP sockets cannot be listed",
+            Self::Copy => "pidfd_getfd is refused, so it is unknown which sockets were refused",
+            Self::Read => "lb_sock_udp cannot be read",
+            Self::Free => "refused sockets cannot be freed",
+        };
+        let remedy = match (self, error.raw_os_error()) {
+            (Self::Enter, Some(libc::EPERM)) => "; it needs CAP_SYS_ADMIN",
+            (Self::List, Some(libc::ENOENT)) => "; the kernel lacks CONFIG_INET_UDP_DIAG (module udp_diag)",
+            (Self::Copy, Some(libc::EPERM)) => {
+                "; it needs CAP_SYS_PTRACE, and a seccomp profile and a kernel.yama.ptrace_scope that allow it"
+            }
+            (Self::Copy, Some(libc::ENOSYS)) => "; the seccomp profile does not know it",
+            (Self::Read, Some(libc::EPERM)) => "; it needs CAP_BPF",
+            (Self::Free, Some(libc::EPERM)) => "; it needs CAP_NET_ADMIN",
+            (Self::Free, Some(libc::EOPNOTSUPP)) => "; the kernel lacks CONFIG_INET_DIAG_DESTROY",
+            _ => "",
+        };
+        format!("{what}: {error}{remedy}")
+    }
+}
+
+/// Why the holder of a socket that exists was not found.
+const fn no_holder(is_partial: bool, may_look: bool) -> &'static str {
+    match (is_partial, may_look) {
+        (true, false) => {
+            "processes do not show which sockets they have, so it is unknown which ones were refused; it needs CAP_SYS_PTRACE"
+        }
+        (false, _) => {
+            "no process in /proc has a socket that seems to have been refused; it needs the host's /proc (hostPID)"
+        }
+        // A security module, or a process of a user namespace above.
+        (true, true) => {
+            "no process that shows its sockets has one that seems to have been refused; it needs the host's /proc (hostPID), and \
+             to be allowed to read all processes (AppArmor)"
+        }
+    }
+}
+
+/// CAP_SYS_PTRACE (include/uapi/linux/capability.h)
+const SYS_PTRACE: u32 = 19;
+
+/// Whether a `/proc/self/status` (proc(5)) has CAP_SYS_PTRACE.
+fn may_look_into_processes(status: &str) -> bool {
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask >> SYS_PTRACE & 1 == 1)
+}
+
+/// Once for each namespace.
+fn add_failure(healed: &mut Healed, namespace: &Namespace, why: String) {
     let path = namespace.paths.first().map_or_else(String::new, |path| path.display().to_string());
-    let remedy = match error.raw_os_error() {
-        Some(libc::EPERM) => ": it needs CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_SYS_PTRACE",
-        Some(libc::ENOENT) => ": the kernel lacks CONFIG_INET_UDP_DIAG (module udp_diag)",
-        Some(libc::EOPNOTSUPP) => ": the kernel lacks CONFIG_INET_DIAG_DESTROY",
-        _ => "",
-    };
-    format!("{path}: {error}{remedy}")
+    let namespaces = healed.failures.entry(why).or_default();
+    if !namespaces.contains(&path) {
+        namespaces.push(path);
+    }
 }
 
 /// What decides whether a socket that was refused would be refused again.
@@ -169,5 +303,39 @@ impl Served {
         let is_local = uses_local_run(frontend.kind, service.flags);
         let run = if is_local { service.local } else { service.cluster };
         run.count != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_holder_names_what_hides_it() {
+        assert!(no_holder(true, false).ends_with("it needs CAP_SYS_PTRACE"));
+        for may_look in [false, true] {
+            assert!(no_holder(false, may_look).ends_with("(hostPID)"));
+        }
+        assert!(no_holder(true, true).contains("AppArmor"));
+        assert!(may_look_into_processes("Name:\tx\nCapEff:\t000001ffffffffff\n"));
+        assert!(!may_look_into_processes("Name:\tx\nCapEff:\t000001fffff7ffff\n"));
+        assert!(!may_look_into_processes(""));
+    }
+
+    #[test]
+    fn a_failure_names_what_is_missing() {
+        for (step, errno, what, remedy) in [
+            (Step::Enter, libc::EPERM, "cannot be entered", "CAP_SYS_ADMIN"),
+            (Step::List, libc::ENOENT, "cannot be listed", "CONFIG_INET_UDP_DIAG"),
+            (Step::Copy, libc::EPERM, "pidfd_getfd is refused", "CAP_SYS_PTRACE"),
+            (Step::Copy, libc::ENOSYS, "pidfd_getfd is refused", "seccomp"),
+            (Step::Read, libc::EPERM, "lb_sock_udp", "CAP_BPF"),
+            (Step::Free, libc::EPERM, "cannot be freed", "CAP_NET_ADMIN"),
+            (Step::Free, libc::EOPNOTSUPP, "cannot be freed", "CONFIG_INET_DIAG_DESTROY"),
+            (Step::Free, libc::ENOMEM, "cannot be freed", "memory"),
+        ] {
+            let said = step.failed(&io::Error::from_raw_os_error(errno));
+            assert!(said.contains(what) && said.contains(remedy), "{said}");
+        }
     }
 }

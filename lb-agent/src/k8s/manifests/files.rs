@@ -3,50 +3,14 @@
 //! Of objects only names are kept here: a large folder is in memory once, in the model. An object that several files have is
 //! kept for each file that does not give it, because when its turn comes that file may be broken.
 
-use core::fmt;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use super::Problem;
+use super::key::Key;
 use super::parse::{Fault, Object, Parsed};
-use crate::model::{Change, Event, ServiceName, SliceName};
-
-/// What makes two objects the same one.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-enum Key {
-    Service(ServiceName),
-    Slice(SliceName),
-    Node(Arc<str>),
-}
-
-impl Key {
-    fn of(object: &Object) -> Self {
-        match object {
-            Object::Service(service) => Self::Service(service.name.clone()),
-            Object::Slice(slice) => Self::Slice(slice.name.clone()),
-            Object::Node(node) => Self::Node(Arc::clone(&node.name)),
-        }
-    }
-
-    fn delete(self) -> Event {
-        match self {
-            Self::Service(name) => Event::Service(Change::Delete(name)),
-            Self::Slice(name) => Event::Slice(Change::Delete(name)),
-            Self::Node(name) => Event::Node(Change::Delete(name)),
-        }
-    }
-}
-
-impl fmt::Display for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Service(name) => write!(f, "Service {name}"),
-            Self::Slice(name) => write!(f, "EndpointSlice {name}"),
-            Self::Node(name) => write!(f, "Node {name}"),
-        }
-    }
-}
+use crate::model::{Change, Event};
 
 fn apply(object: Object) -> Event {
     match object {
@@ -79,7 +43,8 @@ pub(super) struct Files {
 impl Files {
     /// Takes in the content of a file, new or changed.
     ///
-    /// A broken file keeps what it gave when it was good; one that has never been good gives what can be read of it.
+    /// A broken file keeps what it gave when it was good; one that has never been good gives what can be read of it. An
+    /// object that was good and cannot be used as it is now stays as it was: its file still says that it exists.
     /// Returns the files that have to be read again.
     pub(super) fn put(
         &mut self,
@@ -87,15 +52,19 @@ impl Files {
         parsed: Parsed,
         events: &mut Vec<Event>,
     ) -> BTreeSet<Arc<Path>> {
-        let is_known = self.known.contains_key(path);
-        let file = self.known.entry(Arc::clone(path)).or_default();
-        let keeps = !parsed.broken.is_empty() && file.was_good;
-        file.problems = problems(path, &parsed, keeps);
+        let was_good = self.known.get(path).map(|file| file.was_good);
+        let keeps = !parsed.broken.is_empty() && was_good == Some(true);
+        let staying = self.staying(path, &parsed, keeps);
+        let file = File {
+            was_good: was_good == Some(true) || parsed.broken.is_empty(),
+            problems: problems(path, &parsed, keeps, &staying),
+        };
+        self.known.insert(Arc::clone(path), file);
         if keeps {
             return BTreeSet::new();
         }
-        file.was_good |= parsed.broken.is_empty();
-        let mut before: HashSet<Key> = if is_known { self.keys_of(path) } else { HashSet::new() };
+        let mut before: HashSet<Key> = if was_good.is_some() { self.keys_of(path) } else { HashSet::new() };
+        before.retain(|key| !staying.contains(key));
         let mut here = HashSet::new();
         let mut again = BTreeSet::new();
         for object in parsed.objects {
@@ -109,9 +78,24 @@ impl Files {
             }
             again.extend(self.claim(key, path, object, events));
         }
-        self.losers.retain(|(key, loser), _| loser != path || here.contains(key));
+        self.losers.retain(|(key, loser), _| loser != path || here.contains(key) || staying.contains(key));
         again.append(&mut self.release(before, events));
         again
+    }
+
+    /// The objects that cannot be used as `parsed` has them, and that `path` has had before.
+    fn staying(&self, path: &Arc<Path>, parsed: &Parsed, keeps: bool) -> HashSet<Key> {
+        if parsed.refused.is_empty() {
+            return HashSet::new();
+        }
+        let usable: HashSet<Key> =
+            if keeps { HashSet::new() } else { parsed.objects.iter().map(Key::of).collect() };
+        let had = |key: &Key| {
+            self.owners.get(key).is_some_and(|owner| owner == path)
+                || self.losers.contains_key(&(key.clone(), Arc::clone(path)))
+        };
+        let refused = parsed.refused.iter().map(|(key, _)| key);
+        refused.filter(|key| !usable.contains(key) && had(key)).cloned().collect()
     }
 
     /// Takes note that a file is gone. Returns the files that have to be read again.
@@ -189,13 +173,16 @@ impl Files {
     }
 }
 
-fn problems(path: &Arc<Path>, parsed: &Parsed, keeps: bool) -> Vec<Problem> {
+fn problems(path: &Arc<Path>, parsed: &Parsed, keeps: bool, staying: &HashSet<Key>) -> Vec<Problem> {
     let broken = parsed.broken.iter().map(|fault| {
         let used =
             if keeps { "the content from before stays in force" } else { "what cannot be read is left out" };
         (fault, format!("{}; {used}", fault.reason))
     });
-    let refused = parsed.refused.iter().map(|fault| (fault, fault.reason.clone()));
+    let refused = parsed.refused.iter().map(|(key, fault)| {
+        let used = if staying.contains(key) { "it stays as it was before" } else { "it is left out" };
+        (fault, format!("{}; {used}", fault.reason))
+    });
     let problem = |(fault, reason): (&Fault, String)| Problem {
         path: Arc::clone(path),
         line: fault.line,

@@ -4,17 +4,21 @@
 //! folder.rs   which files there are, when to look again
 //!     | parse.rs   text -> objects (pure)
 //!     v
-//! files.rs    which file gives which object -> events (pure)
+//! files.rs    which file gives which object (key.rs) -> events (pure)
 //! ```
 //!
 //! A file is read when two looks at the folder in a row found it the same, so that a file that is being written is not
 //! taken for a broken one, at the start no later than `PATIENCE`. Writing beside the file and renaming over it is the way that needs no luck.
 //!
-//! A broken file leaves in force what it gave when it was good; other files go on. An object in two files comes from the
+//! A broken file leaves in force what it gave when it was good, and an object that cannot be used any more stays as it was
+//! before; other files go on. An object in two files comes from the
 //! first one in path order, and from the next one's last good content when that one loses it. A deleted file deletes its objects; a folder that cannot be read deletes nothing.
 
 mod files;
+#[cfg(test)]
+mod files_tests;
 mod folder;
+mod key;
 mod parse;
 mod problem;
 #[cfg(test)]

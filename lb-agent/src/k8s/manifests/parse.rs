@@ -8,11 +8,13 @@ use core::fmt;
 
 use k8s_openapi::api::core::v1::{Node as ApiNode, Service as ApiService};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{MessageFormatter, Spanned, UserMessageFormatter};
 
-use super::super::{Refused, node, select, service, slice};
+use super::super::{Refused, namespace, node, select, service, slice};
+use super::key::Key;
 use crate::model::{Names, Node, Service, ServiceType, Slice};
 
 /// An object of a manifest.
@@ -45,10 +47,10 @@ impl Fault {
 pub(super) struct Parsed {
     /// In the order of the file; of a broken file those of the documents that can be read.
     pub(super) objects: Vec<Object>,
-    /// Documents that cannot be read.
+    /// Documents that cannot be read, and objects of which nothing says which ones they are.
     pub(super) broken: Vec<Fault>,
     /// Objects that are well-formed and cannot be used, by the line where each begins; in JSON only the file is known.
-    pub(super) refused: Vec<Fault>,
+    pub(super) refused: Vec<(Key, Fault)>,
 }
 
 impl Parsed {
@@ -82,11 +84,14 @@ pub(super) fn parse(bytes: &[u8], format: Format, own_node: &str, names: &mut Na
         }
     };
     for (lines_before, document) in documents(text, format) {
-        let mut sink = Sink { own_node, names, objects: Vec::new(), refused: Vec::new() };
+        let mut sink = Sink { own_node, names, parsed: Parsed::default() };
         match read_document(document, format, &mut sink) {
             Ok(()) => {
-                parsed.objects.append(&mut sink.objects);
-                parsed.refused.extend(sink.refused.into_iter().map(|fault| fault.below(lines_before)));
+                let Parsed { mut objects, broken, refused } = sink.parsed;
+                parsed.objects.append(&mut objects);
+                parsed.broken.extend(broken.into_iter().map(|fault| fault.below(lines_before)));
+                let below = |(key, fault): (Key, Fault)| (key, fault.below(lines_before));
+                parsed.refused.extend(refused.into_iter().map(below));
             }
             Err(fault) => parsed.broken.push(fault.below(lines_before)),
         }
@@ -178,9 +183,7 @@ enum Unusable {
     #[error(transparent)]
     Refused(Refused),
     /// An API server assigns an address, a folder does not.
-    #[error(
-        "the Service has no spec.clusterIP, so it is not served: give it an address, or None for a headless one"
-    )]
+    #[error("the Service has no spec.clusterIP: give it an address, or None for a headless one")]
     NoClusterIp,
 }
 
@@ -188,8 +191,7 @@ enum Unusable {
 struct Sink<'a> {
     own_node: &'a str,
     names: &'a mut Names,
-    objects: Vec<Object>,
-    refused: Vec<Fault>,
+    parsed: Parsed,
 }
 
 fn read_document(text: &str, format: Format, sink: &mut Sink<'_>) -> Result<(), Fault> {
@@ -227,6 +229,8 @@ impl Sink<'_> {
         if !select::concerns_us(object.metadata.labels.as_ref()) || select::is_headless(object) {
             return;
         }
+        let Some(name) = self.name(&object.metadata, "Service", line) else { return };
+        let key = Key::Service(self.names.service(namespace(&object.metadata), name));
         let converted = service(object, self.names).map_err(Unusable::Refused).and_then(|service| {
             // An address that is none is a fault of the Service, which names it.
             let has_none = service.kind != ServiceType::ExternalName
@@ -234,36 +238,43 @@ impl Sink<'_> {
                 && service.faults.is_empty();
             if has_none { Err(Unusable::NoClusterIp) } else { Ok(Object::Service(service)) }
         });
-        self.add(converted, "Service", object.metadata.name.as_deref(), line);
+        self.add(converted, key, line);
     }
 
     fn slice(&mut self, object: &EndpointSlice, line: Option<u64>) {
         if !select::concerns_us(object.metadata.labels.as_ref()) {
             return;
         }
+        let Some(name) = self.name(&object.metadata, "EndpointSlice", line) else { return };
+        let key = Key::Slice(self.names.slice(namespace(&object.metadata), name));
         let converted = slice(object, self.names).map(Object::Slice).map_err(Unusable::Refused);
-        self.add(converted, "EndpointSlice", object.metadata.name.as_deref(), line);
+        self.add(converted, key, line);
     }
 
     fn node(&mut self, object: &ApiNode, line: Option<u64>) {
-        if object.metadata.name.as_deref() == Some(self.own_node) {
+        let Some(name) = self.name(&object.metadata, "Node", line) else { return };
+        if name == self.own_node {
             let converted = node(object, self.names).map(Object::Node).map_err(Unusable::Refused);
-            self.add(converted, "Node", object.metadata.name.as_deref(), line);
+            self.add(converted, Key::Node(name.into()), line);
         }
     }
 
-    fn add(
-        &mut self,
-        converted: Result<Object, Unusable>,
-        kind: &str,
-        name: Option<&str>,
-        line: Option<u64>,
-    ) {
+    /// The name of an object. Without one it may be any of those that the file has had, so the document counts as broken.
+    fn name<'m>(&mut self, meta: &'m ObjectMeta, kind: &str, line: Option<u64>) -> Option<&'m str> {
+        let name = meta.name.as_deref().filter(|name| !name.is_empty());
+        if name.is_none() {
+            let reason = format!("{kind} without name: {}", Refused::NoName);
+            self.parsed.broken.push(Fault { line, column: None, reason });
+        }
+        name
+    }
+
+    fn add(&mut self, converted: Result<Object, Unusable>, key: Key, line: Option<u64>) {
         match converted {
-            Ok(object) => self.objects.push(object),
+            Ok(object) => self.parsed.objects.push(object),
             Err(reason) => {
-                let reason = format!("{kind} {}: {reason}", name.unwrap_or("without name"));
-                self.refused.push(Fault { line, column: None, reason });
+                let reason = format!("{key}: {reason}");
+                self.parsed.refused.push((key, Fault { line, column: None, reason }));
             }
         }
     }

@@ -1,24 +1,22 @@
-//! Texts to objects, files to events, and a real folder.
+//! Texts to objects, and a real folder.
 
 use core::time::Duration;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rstest::rstest;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::files::Files;
-use super::parse::{Format, Object, Parsed, parse};
+use super::parse::{Fault, Format, Object, Parsed, parse};
 use super::{Problem, Source, run};
-use crate::model::{Change, ClusterState, Event, Names, ServiceName};
+use crate::model::{Change, ClusterState, Event, Names};
 
-const OWN_NODE: &str = "n1";
+pub(super) const OWN_NODE: &str = "n1";
 
-fn yaml(text: &str) -> Parsed {
+pub(super) fn yaml(text: &str) -> Parsed {
     parse(text.as_bytes(), Format::Yaml, OWN_NODE, &mut Names::default())
 }
 
@@ -31,14 +29,14 @@ fn names(parsed: &Parsed) -> Vec<String> {
     parsed.objects.iter().map(name).collect()
 }
 
-fn service(name: &str, cluster_ip: &str) -> String {
+pub(super) fn service(name: &str, cluster_ip: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: ns\n\
          spec:\n  clusterIP: {cluster_ip}\n  ports:\n  - port: 80\n"
     )
 }
 
-fn slice(name: &str, owner: &str) -> String {
+pub(super) fn slice(name: &str, owner: &str) -> String {
     format!(
         "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}\n  namespace: ns\n  \
          labels:\n    kubernetes.io/service-name: {owner}\naddressType: IPv4\nports:\n- name: ''\n  port: 8080\n\
@@ -177,23 +175,21 @@ fn objects_that_cannot_be_used_are_named() {
     let list = format!("apiVersion: v1\nkind: List\nitems:\n{}", indented(&orphan) + &indented(&fqdn));
     let nameless = "\n# Whose?\napiVersion: v1\nkind: Service\nspec: {clusterIP: 10.96.0.1}\n";
     let parsed = yaml(&format!("{orphan}---\n{fqdn}---\n{list}---\n{nameless}"));
-    assert!(parsed.broken.is_empty() && parsed.objects.is_empty());
-    let refused: Vec<_> = parsed.refused.iter().map(|fault| (fault.line, fault.reason.as_str())).collect();
-    let no_owner = "EndpointSlice web-1: the EndpointSlice has no label kubernetes.io/service-name";
-    let no_family = "EndpointSlice web-2: addressType \"FQDN\" is neither IPv4 nor IPv6";
+    assert!(parsed.objects.is_empty());
+    let said = |faults: &mut dyn Iterator<Item = &Fault>| {
+        faults.map(|fault| (fault.line, fault.reason.clone())).collect::<Vec<_>>()
+    };
+    let no_owner = "EndpointSlice ns/web-1: the EndpointSlice has no label kubernetes.io/service-name";
+    let no_family = "EndpointSlice ns/web-2: addressType \"FQDN\" is neither IPv4 nor IPv6";
     assert_eq!(
-        refused,
-        [
-            (Some(1), no_owner),
-            (Some(15), no_family),
-            (Some(32), no_owner),
-            (Some(45), no_family),
-            (Some(61), "Service without name: the object has no metadata.name"),
-        ]
+        said(&mut parsed.refused.iter().map(|(_, fault)| fault)),
+        [(1, no_owner), (15, no_family), (32, no_owner), (45, no_family)]
+            .map(|(line, reason)| (Some(line), reason.to_owned()))
     );
-    let mut desk = Desk::new();
-    desk.put("a.yaml", &format!("# Whose?\n{orphan}"));
-    assert_eq!(desk.problems(), [format!("a.yaml:2: {no_owner}")]);
+    assert_eq!(
+        said(&mut parsed.broken.iter()),
+        [(Some(61), "Service without name: the object has no metadata.name".to_owned())]
+    );
 }
 
 /// An API server would assign an address.
@@ -205,164 +201,17 @@ fn a_service_without_an_address_is_named() {
     let parsed = yaml(
         &[none, empty, external, service("headless", "None"), service("bad", "10.96.0.x")].join("---\n"),
     );
-    let refused: Vec<_> = parsed.refused.iter().map(|fault| (fault.line, fault.reason.as_str())).collect();
-    let reason = "the Service has no spec.clusterIP, so it is not served: give it an address, or None for a headless one";
+    let refused: Vec<_> =
+        parsed.refused.iter().map(|(_, fault)| (fault.line, fault.reason.as_str())).collect();
+    let reason = "the Service has no spec.clusterIP: give it an address, or None for a headless one";
     assert_eq!(
         refused,
-        [(Some(1), &*format!("Service web: {reason}")), (Some(10), &*format!("Service db: {reason}"))]
+        [(Some(1), &*format!("Service ns/web: {reason}")), (Some(10), &*format!("Service ns/db: {reason}"))]
     );
     assert_eq!(names(&parsed), ["service ns/web", "service ns/bad"], "what has faults of its own names them");
     let json = r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}}"#;
     let parsed = parse(json.as_bytes(), Format::Json, OWN_NODE, &mut Names::default());
-    assert_eq!((parsed.refused[0].line, parsed.objects.len()), (None, 0));
-}
-
-/// The files of a folder and the state that their events make.
-struct Desk {
-    files: Files,
-    state: ClusterState,
-}
-
-impl Desk {
-    fn new() -> Self {
-        Self { files: Files::default(), state: ClusterState::new(OWN_NODE.into()) }
-    }
-
-    fn put(&mut self, path: &str, text: &str) -> Vec<String> {
-        let mut events = Vec::new();
-        let again = self.files.put(&Arc::from(Path::new(path)), yaml(text), &mut events);
-        self.take(events);
-        again.iter().map(|path| path.display().to_string()).collect()
-    }
-
-    fn remove(&mut self, path: &str) -> Vec<String> {
-        let mut events = Vec::new();
-        let again = self.files.remove(Path::new(path), &mut events);
-        self.take(events);
-        again.iter().map(|path| path.display().to_string()).collect()
-    }
-
-    fn take(&mut self, events: Vec<Event>) {
-        for event in events {
-            self.state.apply(event, &mut std::collections::BTreeSet::new());
-        }
-    }
-
-    /// Name and cluster IP of each Service.
-    fn services(&self) -> Vec<String> {
-        let one = |name: &ServiceName| {
-            let ip = self.state.service(name).and_then(|service| service.cluster_ips.v4);
-            format!("{} {}", name.name, ip.map(|ip| ip.to_string()).unwrap_or_default())
-        };
-        self.state.services().map(one).collect()
-    }
-
-    fn problems(&self) -> Vec<String> {
-        self.files.problems().iter().map(ToString::to_string).collect()
-    }
-}
-
-#[test]
-fn a_broken_file_keeps_what_it_gave_and_is_named() {
-    let mut desk = Desk::new();
-    desk.put("a.yaml", &format!("{}---\n{}", service("web", "10.96.0.1"), service("db", "10.96.0.2")));
-    desk.put("b.yaml", &service("dns", "10.96.0.3"));
-    assert_eq!(desk.problems(), [""; 0]);
-
-    desk.put("a.yaml", &format!("{}---\nkind: [\n", service("web", "10.96.0.9")));
-    desk.put("b.yaml", &service("dns", "10.96.0.4"));
-    assert_eq!(desk.services(), ["db 10.96.0.2", "dns 10.96.0.4", "web 10.96.0.1"]);
-    let [problem] = &desk.problems()[..] else { panic!("{:?}", desk.problems()) };
-    assert!(
-        problem.starts_with("a.yaml:11:7: ") && problem.ends_with("from before stays in force"),
-        "{problem}"
-    );
-
-    desk.put("a.yaml", &service("web", "10.96.0.9"));
-    assert_eq!(desk.services(), ["dns 10.96.0.4", "web 10.96.0.9"]);
-    assert_eq!(desk.problems(), [""; 0]);
-}
-
-#[test]
-fn a_file_that_was_never_good_gives_what_can_be_read_of_it() {
-    let mut desk = Desk::new();
-    let half = format!("{}---\nkind: [\n", service("web", "10.96.0.1"));
-    desk.put("a.yaml", &half);
-    assert_eq!(desk.services(), ["web 10.96.0.1"]);
-    assert!(desk.problems()[0].ends_with("what cannot be read is left out"), "{:?}", desk.problems());
-    desk.put("a.yaml", &half.replace("web", "db"));
-    assert_eq!(desk.services(), ["db 10.96.0.1"]);
-}
-
-#[test]
-fn an_object_in_two_files_comes_from_the_first_in_path_order() {
-    let mut desk = Desk::new();
-    desk.put("b.yaml", &service("web", "10.96.0.2"));
-    desk.put("c.yaml", &service("web", "10.96.0.3"));
-    let again = desk.put("a.yaml", &service("web", "10.96.0.1"));
-    assert_eq!(again, ["b.yaml"], "what it gave until now is known from its file alone");
-    assert_eq!(desk.services(), ["web 10.96.0.1"]);
-    assert_eq!(
-        desk.problems(),
-        [
-            "b.yaml: Service ns/web is in a.yaml too, that one is used; remove one of the two",
-            "c.yaml: Service ns/web is in a.yaml too, that one is used; remove one of the two",
-        ]
-    );
-    // A change of a file that is not used changes nothing.
-    desk.put("b.yaml", &service("web", "10.96.0.4"));
-    assert_eq!(desk.services(), ["web 10.96.0.1"]);
-
-    assert_eq!(desk.remove("a.yaml"), [""; 0]);
-    assert_eq!(desk.services(), ["web 10.96.0.4"]);
-    assert_eq!(desk.remove("c.yaml"), [""; 0]);
-    assert_eq!(desk.remove("b.yaml"), [""; 0]);
-    assert_eq!((desk.services(), desk.problems()), (vec![], vec![]));
-}
-
-/// What it gave before an earlier file came is not kept twice.
-#[test]
-fn a_file_that_has_not_been_read_again_is_read_when_its_turn_comes() {
-    let mut desk = Desk::new();
-    desk.put("b.yaml", &service("web", "10.96.0.2"));
-    assert_eq!(desk.put("a.yaml", &service("web", "10.96.0.1")), ["b.yaml"]);
-    assert_eq!(desk.remove("a.yaml"), ["b.yaml"]);
-    assert_eq!(desk.services(), ["web 10.96.0.1"], "until then the object stays");
-    assert_eq!(desk.put("b.yaml", &service("web", "10.96.0.2")), [""; 0]);
-    assert_eq!(desk.services(), ["web 10.96.0.2"]);
-}
-
-#[test]
-fn a_broken_file_gives_what_it_had_when_it_was_good() {
-    let mut desk = Desk::new();
-    desk.put("a.yaml", &service("web", "10.96.0.1"));
-    desk.put("b.yaml", &service("web", "10.96.0.2"));
-    desk.put("b.yaml", "kind: [");
-    assert_eq!(desk.remove("a.yaml"), [""; 0]);
-    assert_eq!(desk.services(), ["web 10.96.0.2"]);
-    desk.put("b.yaml", &service("web", "10.96.0.3"));
-    assert_eq!((desk.services(), desk.problems()), (vec!["web 10.96.0.3".to_owned()], vec![]));
-}
-
-#[test]
-fn an_object_that_leaves_its_file_comes_from_the_other_one() {
-    let mut desk = Desk::new();
-    desk.put("a.yaml", &service("web", "10.96.0.1"));
-    desk.put("b.yaml", &service("web", "10.96.0.2"));
-    assert_eq!(desk.put("a.yaml", &service("db", "10.96.0.3")), [""; 0]);
-    assert_eq!(desk.services(), ["db 10.96.0.3", "web 10.96.0.2"]);
-    assert_eq!(desk.problems(), [""; 0]);
-}
-
-#[test]
-fn an_object_twice_in_one_file_is_named_and_the_first_is_used() {
-    let mut desk = Desk::new();
-    desk.put("a.yaml", &format!("{}---\n{}", service("web", "10.96.0.1"), service("web", "10.96.0.2")));
-    assert_eq!(desk.services(), ["web 10.96.0.1"]);
-    assert_eq!(
-        desk.problems(),
-        ["a.yaml: Service ns/web is in this file twice, the first one is used; remove the other one"]
-    );
+    assert_eq!((parsed.refused[0].1.line, parsed.objects.len()), (None, 0));
 }
 
 /// A running source on a real folder.
