@@ -9,6 +9,8 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use aya::maps::{MapData, MapInfo, MapType};
@@ -143,6 +145,21 @@ pub struct PinDir {
 /// Version of the folder's layout. Layouts of maps have their own: `lb_common::abi::meta::LAYOUT`.
 const VERSION: &str = "v1";
 
+/// So long the lock may outlive a killed agent: a process that it was starting has it until it executes its own program.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Waits for a lock, `EWOULDBLOCK` after `patience`.
+fn lock(mut file: File, patience: Duration) -> Result<Flock<File>, Errno> {
+    let begin = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Err((unlocked, Errno::EWOULDBLOCK)) if begin.elapsed() < patience => file = unlocked,
+            result => return result.map_err(|(_, errno)| errno),
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 impl PinDir {
     /// Creates the folder if needed and locks it.
     ///
@@ -155,7 +172,7 @@ impl PinDir {
             fs::create_dir_all(folder).map_err(|error| io_error("create", folder, error))?;
         }
         let file = File::open(&root).map_err(|error| io_error("open", &root, error))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        let lock = lock(file, PATIENCE).map_err(|errno| match errno {
             Errno::EWOULDBLOCK => PinError::Locked { path: dir.to_owned() },
             errno => io_error("lock", &root, errno.into()),
         })?;
@@ -330,6 +347,21 @@ pub fn open_spec(dir: &Path, spec: &MapSpec) -> Result<Option<MapData>, PinError
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_that_a_dying_process_holds_is_waited_for_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || File::open(folder.path()).unwrap();
+        let held = lock(open(), Duration::ZERO).unwrap();
+        assert_eq!(lock(open(), Duration::from_millis(50)).unwrap_err(), Errno::EWOULDBLOCK);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(100));
+                drop(held);
+            });
+            lock(open(), Duration::from_mins(1)).unwrap();
+        });
+    }
 
     #[test]
     fn a_folder_outside_bpffs_is_refused_with_the_remedy() {

@@ -184,6 +184,9 @@ fn connected_udp_that_was_refused_is_freed_by_a_start_that_finds_nothing_to_writ
     park.program(1, &[]);
     park.program(2, &[]);
     park.start(&[]);
+    // That of this start must not be the one that frees the socket.
+    let has_healed = || park.home.log().contains("looked for refused UDP sockets");
+    wait_until("the first look for refused sockets", SOON, has_healed).unwrap();
     let [kept, gone] = [1, 2].map(|n| {
         let to = SocketAddr::new(cluster_ips(n)[0], 53);
         Refused { probe: &park.pod, socket: park.pod.open_udp(&Udp::connected(to)).unwrap().handle, to }
