@@ -139,6 +139,8 @@ fn an_agent_that_cannot_enlarge_its_maps_serves_what_fits_and_names_the_rest() {
     set.home.apply("first", &objects(1, 2)).unwrap();
     set.reaches(1, 2);
     assert_eq!(ids(&set), before, "tools and the next agent would find maps that this one does not write");
+    let left = pinned(&set.home, &format!("{}_next", maps::FRONTENDS));
+    assert!(!left.exists(), "a map that nobody uses is kept in memory");
 
     // The same at a start.
     agent.crash().unwrap();

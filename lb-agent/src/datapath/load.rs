@@ -139,6 +139,8 @@ pub fn load(
     drop(sys::unlimit_memlock());
     let (staged, capacities) = beside(dir, need)?;
     check_layout(dir)?;
+    // Of an agent that has ended in between.
+    dir.unstage();
     let mut ebpf = open_object(dir, switches, &capacities, &staged.names).map_err(without_btf)?;
     for Program { name, .. } in PROGRAMS {
         let program = ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
@@ -158,9 +160,7 @@ pub fn load(
     let flush_log = read_log(&mut ebpf);
     let maps = take_maps(&mut ebpf, on_grace)?;
     // Last, so that only a failure that is about pins leaves any.
-    for (name, map) in &new {
-        dir.stage(name, map)?;
-    }
+    new.iter().try_for_each(|(name, map)| dir.stage(name, map)).inspect_err(|_| dir.unstage())?;
     Ok(Loaded { ebpf, maps, capacities, flush_log, staged })
 }
 

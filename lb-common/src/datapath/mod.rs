@@ -8,4 +8,6 @@ pub mod sock;
 mod sock_props;
 #[cfg(test)]
 mod sock_tests;
+#[cfg(test)]
+mod sock_udp_tests;
 pub mod tables;
