@@ -241,8 +241,10 @@ impl PinDir {
 
     /// Removes what was staged and never committed: it holds a map's memory, and nobody looks for it.
     pub fn unstage(&self) {
-        // What cannot be removed is named when something is staged there.
-        DATA.iter().for_each(|name| drop(fs::remove_file(self.next(name))));
+        for name in DATA {
+            // What cannot be removed is named when something is staged there.
+            drop(fs::remove_file(self.next(name)));
+        }
     }
 
     fn next(&self, name: &str) -> PathBuf {
