@@ -42,6 +42,20 @@ pub struct SocketArgs {
     pub socket: PathBuf,
 }
 
+/// Where the agent answers probes and scrapes.
+#[derive(Clone, Debug, Args)]
+pub struct ObserveArgs {
+    /// Where /healthz and /livez are answered over HTTP; nothing for nowhere.
+    #[arg(long, env = "LB_HEALTHZ_ADDRESS", default_value = "0.0.0.0:10256", value_name = "ADDRESS:PORT")]
+    pub healthz_address: String,
+    /// Where /metrics is answered over HTTP; nothing for nowhere.
+    #[arg(long, env = "LB_METRICS_ADDRESS", default_value = "127.0.0.1:10249", value_name = "ADDRESS:PORT")]
+    pub metrics_address: String,
+    /// End when one of these addresses cannot be listened on, instead of trying again.
+    #[arg(long, env = "LB_BIND_HARD_FAIL", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub bind_hard_fail: bool,
+}
+
 /// How to write log lines.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum LogFormat {
@@ -96,6 +110,9 @@ pub struct RunArgs {
     /// Where questions are answered.
     #[command(flatten)]
     pub socket: SocketArgs,
+    /// Where probes and scrapes are answered.
+    #[command(flatten)]
+    pub observe: ObserveArgs,
 }
 
 impl RunArgs {
