@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, vec::Vec};
 
 use crate::{
     abi::{
-        Addr, Address, Backend, BackendId, Config, Frontend, FrontendKey, L4Addr, Netns, Reason, Run,
-        Service, ServiceFlags, ServiceId, Slot, SockTcp, SockUdp, UdpPeer,
+        Addr, Address, Affinity, AffinityKey, Backend, BackendId, Config, Frontend, FrontendKey, L4Addr,
+        Netns, Reason, Run, Service, ServiceFlags, ServiceId, Slot, SockTcp, SockUdp, UdpPeer,
     },
     datapath::{sock::Socket, tables::Tables},
 };
@@ -28,6 +28,12 @@ pub struct MemTables {
     pub netns: BTreeMap<u64, Netns>,
     /// `lb_config`
     pub config: Option<Config>,
+    /// `lb_affinity`, without an end to its capacity
+    pub affinity: RefCell<BTreeMap<AffinityKey, Affinity>>,
+    /// What the next look-ups in `lb_affinity` do not find although it is there, as if it came a moment later.
+    pub late_affinity: Cell<u32>,
+    /// [`Tables::now_ms`]
+    pub now_ms: Cell<u64>,
     /// What [`Tables::random`] returns, last one first.
     pub random: RefCell<Vec<u32>>,
     /// `lb_reasons`
@@ -64,6 +70,10 @@ impl Tables for MemTables {
         self.services.get(&service).map(|service| (service.flags, service.affinity_s))
     }
 
+    fn service_generation(&self, service: ServiceId) -> Option<u32> {
+        self.services.get(&service).map(|service| service.generation)
+    }
+
     fn slot(&self, slot: u32) -> Option<Slot> {
         self.slots.get(&slot).copied()
     }
@@ -74,6 +84,34 @@ impl Tables for MemTables {
 
     fn netns(&self, cookie: u64) -> Option<Netns> {
         self.netns.get(&cookie).copied()
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        let late = self.late_affinity.get();
+        if late != 0 {
+            self.late_affinity.set(late.saturating_sub(1));
+            return None;
+        }
+        self.affinity.borrow().get(key).copied()
+    }
+
+    fn put_affinity(&self, key: &AffinityKey, entry: &Affinity, replaces: bool) -> bool {
+        let mut entries = self.affinity.borrow_mut();
+        let notes = replaces || !entries.contains_key(key);
+        if notes {
+            entries.insert(*key, *entry);
+        }
+        notes
+    }
+
+    fn touch_affinity(&self, key: &AffinityKey, now_ms: u64) {
+        if let Some(entry) = self.affinity.borrow_mut().get_mut(key) {
+            entry.seen_ms = now_ms;
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.now_ms.get()
     }
 
     fn config(&self) -> Config {

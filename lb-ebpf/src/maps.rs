@@ -4,12 +4,13 @@
 
 use aya_ebpf::{
     Global,
-    btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
     macros::btf_map,
 };
 use lb_common::abi::{
-    Addr, Address, Backend, Config, Frontend, FrontendKey, Netns, Service, Slot, SockTcp, SockUdp,
-    maps::{MIN_ENTRIES, MMAPABLE, NO_PREALLOC},
+    Addr, Address, Affinity, AffinityKey, Backend, Config, Frontend, FrontendKey, Netns, Service, Slot,
+    SockTcp, SockUdp,
+    maps::{AFFINITY_ENTRIES, MIN_ENTRIES, MMAPABLE, NO_PREALLOC},
     meta,
 };
 
@@ -44,6 +45,10 @@ pub(crate) static SOCK_TCP: SkStorage<SockTcp> = SkStorage::new();
 /// What UDP sockets remember of their backends.
 #[btf_map(name = "lb_sock_udp")]
 pub(crate) static SOCK_UDP: SkStorage<SockUdp> = SkStorage::new();
+/// Which backend clients with session affinity had last.
+#[btf_map(name = "lb_affinity")]
+pub(crate) static AFFINITY: LruHashMap<AffinityKey, Affinity, { AFFINITY_ENTRIES as usize }> =
+    LruHashMap::new();
 /// Counters by reason.
 #[btf_map(name = "lb_reasons")]
 pub(crate) static REASONS: PerCpuArray<u64, { lb_common::abi::Reason::ALL.len() }> = PerCpuArray::new();

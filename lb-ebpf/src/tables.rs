@@ -1,11 +1,14 @@
 //! `lb_common::datapath::tables::Tables` over the maps. Copies values out, never hands out map references.
 #![expect(unsafe_code, reason = "map values are read through pointers that the helpers return")]
 
-use aya_ebpf::helpers::bpf_get_prandom_u32;
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+};
 use lb_common::{
     abi::{
-        Addr, Address, Backend, BackendId, Config, Frontend, FrontendKey, Netns, Reason, Run, Service,
-        ServiceFlags, ServiceId, Slot, Words as _,
+        Addr, Address, Affinity, AffinityKey, Backend, BackendId, Config, Frontend, FrontendKey, Netns,
+        Reason, Run, Service, ServiceFlags, ServiceId, Slot, Words as _,
     },
     datapath::tables::Tables,
 };
@@ -68,6 +71,12 @@ impl Tables for BpfTables {
     }
 
     #[inline(always)]
+    fn service_generation(&self, service: ServiceId) -> Option<u32> {
+        let word = service_word(service, Service::GENERATION_WORD)?;
+        Some(Service::from_words([0, 0, 0, word]).generation)
+    }
+
+    #[inline(always)]
     fn slot(&self, slot: u32) -> Option<Slot> {
         // Plain copy: a slot is written only while no run contains it.
         maps::SLOTS.get(slot).copied()
@@ -85,6 +94,34 @@ impl Tables for BpfTables {
         let value = maps::NETNS.get_ptr(cookie)?;
         // SAFETY: the pointer is a live map value.
         Some(unsafe { value.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        let value = maps::AFFINITY.get_ptr(key)?;
+        // SAFETY: the pointer is a live map value; if the element is another key's by now, `Affinity::is_of` tells.
+        Some(unsafe { value.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn put_affinity(&self, key: &AffinityKey, entry: &Affinity, replaces: bool) -> bool {
+        let flags = if replaces { BPF_ANY } else { BPF_NOEXIST };
+        maps::AFFINITY.insert(key, entry, flags.into()).is_ok()
+    }
+
+    #[inline(always)]
+    fn touch_affinity(&self, key: &AffinityKey, now_ms: u64) {
+        if let Some(value) = maps::AFFINITY.get_ptr_mut(key) {
+            // SAFETY: the pointer is a live map value; what a write to another key's element does, `Affinity` says.
+            unsafe { (&raw mut (*value).seen_ms).write_volatile(now_ms) };
+        }
+    }
+
+    #[inline(always)]
+    fn now_ms(&self) -> u64 {
+        // SAFETY: the helper has no arguments and no preconditions.
+        let now_ns = unsafe { bpf_ktime_get_ns() };
+        now_ns / 1_000_000
     }
 
     #[inline(always)]

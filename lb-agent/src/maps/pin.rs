@@ -15,7 +15,8 @@ use std::{
 
 use aya::maps::{MapData, MapInfo, MapType};
 use lb_common::abi::{
-    Addr, Address, Backend, Config, Frontend, FrontendKey, Netns, Service, Slot, SockTcp, SockUdp, maps, meta,
+    Addr, Address, Affinity, AffinityKey, Backend, Config, Frontend, FrontendKey, Netns, Service, Slot,
+    SockTcp, SockUdp, maps, meta,
 };
 use nix::{
     errno::Errno,
@@ -66,7 +67,7 @@ const fn spec<K, V>(name: &'static str, kind: MapType, flags: usize) -> MapSpec 
 }
 
 /// Every map of the object.
-pub const SPECS: [MapSpec; 11] = [
+pub const SPECS: [MapSpec; 12] = [
     spec::<FrontendKey, Frontend>(maps::FRONTENDS, MapType::Hash, maps::NO_PREALLOC),
     spec::<Addr, Address>(maps::ADDRESSES, MapType::Hash, maps::NO_PREALLOC),
     spec::<u32, Service>(maps::SERVICES, MapType::Array, maps::MMAPABLE),
@@ -77,6 +78,7 @@ pub const SPECS: [MapSpec; 11] = [
     spec::<u32, u64>(maps::META, MapType::Array, maps::MMAPABLE),
     spec::<u32, SockTcp>(maps::SOCK_TCP, MapType::SkStorage, maps::NO_PREALLOC),
     spec::<u32, SockUdp>(maps::SOCK_UDP, MapType::SkStorage, maps::NO_PREALLOC),
+    spec::<AffinityKey, Affinity>(maps::AFFINITY, MapType::LruHash, 0),
     spec::<u32, u64>(maps::REASONS, MapType::PerCpuArray, 0),
 ];
 

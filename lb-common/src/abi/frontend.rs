@@ -27,6 +27,11 @@ impl FrontendKey {
         Self { addr: at.addr, port: at.port, proto, pad: 0, pad2: 0 }
     }
 
+    /// The key of [`FrontendKind::OtherPorts`] of an address: port and protocol 0.
+    pub const fn other_ports(addr: Addr) -> Self {
+        Self::new(L4Addr { addr, port: 0 }, Proto { number: 0 })
+    }
+
     /// Address and port.
     pub const fn at(self) -> L4Addr {
         L4Addr { addr: self.addr, port: self.port }
@@ -58,6 +63,9 @@ pub enum FrontendKind {
     LoadBalancer = 3,
     /// `nodePort` on the addresses of this node
     NodePort = 4,
+    /// Every port and protocol of a cluster IP that has no frontend of its own, see [`FrontendKey::other_ports`]:
+    /// refused (2.7)
+    OtherPorts = 5,
 }
 
 impl FrontendKind {
@@ -68,6 +76,7 @@ impl FrontendKind {
             2 => Some(Self::ExternalIp),
             3 => Some(Self::LoadBalancer),
             4 => Some(Self::NodePort),
+            5 => Some(Self::OtherPorts),
             _ => None,
         }
     }
@@ -79,6 +88,7 @@ impl FrontendKind {
             Self::ExternalIp => "ExternalIP",
             Self::LoadBalancer => "LoadBalancer",
             Self::NodePort => "NodePort",
+            Self::OtherPorts => "OtherPorts",
         }
     }
 }

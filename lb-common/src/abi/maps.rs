@@ -20,15 +20,23 @@ pub const META: &str = "lb_meta";
 pub const SOCK_TCP: &str = "lb_sock_tcp";
 /// Socket -> [`super::SockUdp`]
 pub const SOCK_UDP: &str = "lb_sock_udp";
+/// [`super::AffinityKey`] -> [`super::Affinity`]
+pub const AFFINITY: &str = "lb_affinity";
 /// [`super::Reason`] -> u64 per CPU
 pub const REASONS: &str = "lb_reasons";
 
 /// Every map, in the order in which tools list them.
-pub const ALL: [&str; 11] =
-    [FRONTENDS, ADDRESSES, SERVICES, SLOTS, BACKENDS, NETNS, CONFIG, META, SOCK_TCP, SOCK_UDP, REASONS];
+pub const ALL: [&str; 12] = [
+    FRONTENDS, ADDRESSES, SERVICES, SLOTS, BACKENDS, NETNS, CONFIG, META, SOCK_TCP, SOCK_UDP, AFFINITY,
+    REASONS,
+];
 
 /// Entries of every agent-written map of a small cluster; larger maps are multiples of it.
 pub const MIN_ENTRIES: u32 = 4096;
+
+/// Entries of [`AFFINITY`] unless the agent is told otherwise: 250 pods that use 65 Services with affinity each. The least
+/// recently used one makes room.
+pub const AFFINITY_ENTRIES: u32 = 16_384;
 
 /// `BPF_F_NO_PREALLOC` (include/uapi/linux/bpf.h): entries take memory only when they exist.
 pub const NO_PREALLOC: usize = 1;

@@ -12,12 +12,14 @@
 //! | [`maps::META`] | mmapable array | [`meta`] index -> u64 | agent |
 //! | [`maps::SOCK_TCP`] | socket storage | socket -> [`SockTcp`] | programs |
 //! | [`maps::SOCK_UDP`] | socket storage | socket -> [`SockUdp`] | programs |
+//! | [`maps::AFFINITY`] | LRU hash | [`AffinityKey`] -> [`Affinity`] | programs |
 //! | [`maps::REASONS`] | per-CPU array | [`Reason`] -> u64 | programs |
 //!
 //! Addresses are 16 bytes in network order, IPv4 as IPv4-mapped. Ports and all other numbers are in host order, so
 //! that `bpftool map dump` prints them as people write them. Every struct is `repr(C)`; padding is a field and zero.
 
 mod addr;
+mod affinity;
 mod backend;
 mod config;
 mod frontend;
@@ -30,6 +32,7 @@ mod service;
 mod sock;
 
 pub use addr::{Addr, L4Addr, Proto};
+pub use affinity::{Affinity, AffinityKey, Client};
 pub use backend::{Backend, BackendId, BackendState, Slot};
 pub use config::{Address, Config, Netns, SocketLb};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
@@ -72,4 +75,12 @@ const fn join16(first: u16, second: u16) -> u32 {
 const fn split16(half: u32) -> (u16, u16) {
     let [a, b, c, d] = half.to_ne_bytes();
     (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]))
+}
+
+/// Mixes four words into an accumulator; every bit of the input reaches the result.
+const fn mix(mut x: u32, [a, b, c, d]: [u32; 4]) -> u32 {
+    x = (x ^ a).wrapping_mul(0x9e37_79b1).rotate_left(13);
+    x = (x ^ b).wrapping_mul(0x85eb_ca77).rotate_left(13);
+    x = (x ^ c).wrapping_mul(0xc2b2_ae3d).rotate_left(13);
+    (x ^ d).wrapping_mul(0x27d4_eb2f).rotate_left(13)
 }

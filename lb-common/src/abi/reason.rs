@@ -8,9 +8,9 @@ pub enum Reason {
     Connect = 0,
     /// A datagram of an unconnected socket was translated.
     Send = 1,
-    /// A connect() to a service port without endpoints was refused.
+    /// A connect() to a service port without endpoints, or to an unused port of a cluster IP, was refused.
     RefusedConnect = 2,
-    /// A datagram to a service port without endpoints was refused.
+    /// A datagram to a service port without endpoints, or to an unused port of a cluster IP, was refused.
     RefusedSend = 3,
     /// A look-up in `lb_frontends` returned another key's value and was repeated.
     ForeignFrontend = 4,
@@ -20,11 +20,17 @@ pub enum Reason {
     NoStorage = 6,
     /// A socket's backend was gone and its next datagram chose another one.
     Moved = 7,
+    /// A connection or datagram was left alone because all endpoints of its service port are on other nodes.
+    Elsewhere = 8,
+    /// A connection or datagram to a load-balancer address with source ranges was left alone.
+    Restricted = 9,
+    /// A client with session affinity was given another backend than it had before.
+    AffinityMoved = 10,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Connect,
         Self::Send,
         Self::RefusedConnect,
@@ -33,6 +39,9 @@ impl Reason {
         Self::Dangling,
         Self::NoStorage,
         Self::Moved,
+        Self::Elsewhere,
+        Self::Restricted,
+        Self::AffinityMoved,
     ];
 
     /// Name in metrics and tools.
@@ -46,6 +55,9 @@ impl Reason {
             Self::Dangling => "dangling",
             Self::NoStorage => "no_storage",
             Self::Moved => "moved",
+            Self::Elsewhere => "elsewhere",
+            Self::Restricted => "restricted",
+            Self::AffinityMoved => "affinity_moved",
         }
     }
 
@@ -54,14 +66,21 @@ impl Reason {
         match self {
             Self::Connect => "connect() calls translated to a backend",
             Self::Send => "datagrams of unconnected sockets translated to a backend",
-            Self::RefusedConnect => "connect() calls refused because the service port has no endpoint",
-            Self::RefusedSend => "datagrams refused because the service port has no endpoint",
+            Self::RefusedConnect => "connect() calls refused: no endpoint, or no such port of the cluster IP",
+            Self::RefusedSend => "datagrams refused: no endpoint, or no such port of the cluster IP",
             Self::ForeignFrontend => "frontend look-ups that met an element being reused and were repeated",
             Self::Dangling => "references outside their array; any value above 0 is a fault of the agent",
             Self::NoStorage => {
                 "sockets that show the backend's address because socket storage could not be allocated"
             }
             Self::Moved => "sockets whose backend was gone and whose next datagram chose another one",
+            Self::Elsewhere => {
+                "connections and datagrams left alone: policy Local, and all endpoints are on other nodes"
+            }
+            Self::Restricted => {
+                "connections and datagrams to load-balancer addresses left alone: the client may not be in the source ranges"
+            }
+            Self::AffinityMoved => "connections of clients with affinity whose former backend is gone",
         }
     }
 }

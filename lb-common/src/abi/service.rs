@@ -17,15 +17,24 @@ pub struct ServiceId {
 pub struct Run {
     /// First slot.
     pub base: u32,
-    /// Number of slots; 0 means no endpoint.
+    /// Number of slots; 0 means no endpoint, and then the base says what becomes of connections: [`Run::EMPTY`] or
+    /// [`Run::ELSEWHERE`].
     pub count: u16,
     /// Counts the publications of this run, wrapping. For people and tests; programs do not compare it.
     pub generation: u16,
 }
 
 impl Run {
-    /// No endpoint.
+    /// No endpoint anywhere: connections are refused (2.7).
     pub const EMPTY: Self = Self { base: 0, count: 0, generation: 0 };
+    /// No endpoint here, but some on other nodes: connections get no answer, so that whoever balances between nodes tries
+    /// another one (2.7, NE-2). In the word of the run itself, so that no hook sees one without the other.
+    pub const ELSEWHERE: Self = Self { base: 1, count: 0, generation: 0 };
+
+    /// Whether the run is empty, and connections get no answer.
+    pub const fn is_elsewhere(self) -> bool {
+        self.count == 0 && self.base == Self::ELSEWHERE.base
+    }
 
     /// From the word in the map.
     pub const fn from_word(word: u64) -> Self {
@@ -63,6 +72,11 @@ pub struct ServiceFlags {
 impl ServiceFlags {
     /// ClusterIP clients use the local run (`internalTrafficPolicy: Local`).
     pub const INTERNAL_LOCAL: Self = Self { bits: 1 };
+    /// Load-balancer addresses are for clients in `loadBalancerSourceRanges` only (SR-1, SR-2). A hook does not know the
+    /// address of a client in a pod.
+    pub const RESTRICTED: Self = Self { bits: 2 };
+    /// This node's own address is in one of those ranges (SR-3).
+    pub const HOST_ALLOWED: Self = Self { bits: 4 };
 
     /// Whether every bit of `other` is set.
     pub const fn has(self, other: Self) -> bool {

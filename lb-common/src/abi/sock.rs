@@ -1,6 +1,6 @@
 //! What a socket remembers: written by programs into socket storage, freed with the socket, never evicted.
 
-use super::{Addr, BackendId, L4Addr, ServiceId};
+use super::{Addr, BackendId, L4Addr, ServiceId, mix};
 
 /// Value of `lb_sock_tcp`: the frontend that getpeername() shows.
 #[repr(C, align(8))]
@@ -159,14 +159,6 @@ impl UdpPeer {
 /// The first bytes of a slice that is long enough, and the others. Zeros where it is not: no caller cuts a value short.
 fn split<const N: usize>(bytes: &[u8]) -> ([u8; N], &[u8]) {
     bytes.split_first_chunk().map_or(([0; N], &[]), |(first, rest)| (*first, rest))
-}
-
-/// Mixes four words into an accumulator; every bit of the input reaches the result.
-const fn mix(mut x: u32, [a, b, c, d]: [u32; 4]) -> u32 {
-    x = (x ^ a).wrapping_mul(0x9e37_79b1).rotate_left(13);
-    x = (x ^ b).wrapping_mul(0x85eb_ca77).rotate_left(13);
-    x = (x ^ c).wrapping_mul(0xc2b2_ae3d).rotate_left(13);
-    (x ^ d).wrapping_mul(0x27d4_eb2f).rotate_left(13)
 }
 
 /// Pairs that one UDP socket remembers: a power of two, so that an index is masked instead of checked.

@@ -14,10 +14,13 @@
 //! Not told apart: a datagram to a frontend, and later one to the same backend's own address on the same
 //! unconnected socket. Both replies come from the backend, and both show the frontend.
 
-use super::tables::{Tables, owned_frontend};
+use super::{
+    select::{Chosen, Served, choose},
+    tables::{Tables, owned_frontend},
+};
 use crate::abi::{
-    Address, BackendId, Frontend, FrontendKey, FrontendKind, L4Addr, Netns, Proto, Reason, Run, ServiceFlags,
-    ServiceId, Slot, SockTcp, SocketLb, UDP_PEERS, UdpPeer,
+    Address, Backend, BackendId, Client, Frontend, FrontendKey, FrontendKind, L4Addr, Netns, Proto, Reason,
+    Run, ServiceFlags, ServiceId, SockTcp, SocketLb, UDP_PEERS, UdpPeer,
 };
 
 /// The UDP port of the loopback address where the kernel itself answers port unreachable, as kube-proxy's REJECT does:
@@ -94,7 +97,7 @@ pub fn connect<T: Tables, S: Socket>(tables: &T, socket: &mut S, proto: Proto, t
 #[inline(always)]
 fn connect_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, proto: Proto, to: L4Addr) -> Verdict {
     let tcp = proto.number == Proto::TCP.number;
-    let Some((service, run)) = resolve(tables, socket, proto, to) else {
+    let Some(served) = resolve(tables, socket, proto, to) else {
         // The same socket may have tried a Service before, and reach that backend by its own address now.
         if tcp {
             socket.forget_tcp();
@@ -103,9 +106,9 @@ fn connect_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, proto: Proto, to
         }
         return Verdict::Pass;
     };
-    let (target, backend, generation) = if let Some(slot) = choose(tables, run) {
+    let Chosen { target, backend, generation } = if let Some(chosen) = choose(tables, &served) {
         tables.count(Reason::Connect);
-        (slot.at(), slot.backend, slot.generation)
+        chosen
     } else {
         tables.count(Reason::RefusedConnect);
         if socket.is_bound_to_device() {
@@ -114,12 +117,13 @@ fn connect_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, proto: Proto, to
         if tcp {
             return Verdict::Refuse;
         }
-        (L4Addr { addr: to.addr.loopback(), port: REFUSING_UDP_PORT }, BackendId::NONE, 0)
+        let refusing = L4Addr { addr: to.addr.loopback(), port: REFUSING_UDP_PORT };
+        Chosen { target: refusing, backend: BackendId::NONE, generation: 0 }
     };
     let remembered = if tcp {
         socket.remember_tcp(&SockTcp::new(to, target))
     } else {
-        remember_udp(tables, socket, &UdpPeer::new(service, to, target, (backend, generation)))
+        remember_udp(tables, socket, &UdpPeer::new(served.service, to, target, (backend, generation)))
     };
     if !remembered {
         tables.count(Reason::NoStorage);
@@ -140,9 +144,10 @@ pub fn send<T: Tables, S: Socket>(tables: &T, socket: &mut S, to: L4Addr) -> Ver
 /// [`send`], with the destination that is meant.
 #[inline(always)]
 fn send_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, to: L4Addr) -> Verdict {
-    let Some((service, run)) = resolve(tables, socket, Proto::UDP, to) else {
+    let Some(served) = resolve(tables, socket, Proto::UDP, to) else {
         return Verdict::Pass;
     };
+    let service = served.service;
     let opened = socket.open_udp(false);
     if opened
         && let Some((index, peer)) = newest_with(socket, |socket, index| {
@@ -163,15 +168,16 @@ fn send_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, to: L4Addr) -> Verd
     }
     // What the frontend led to before serves no more, or not this frontend.
     let moved = opened && newest_with(socket, |socket, index| socket.udp_frontend(index) == to).is_some();
-    let Some(slot) = choose(tables, run) else {
+    let Some(chosen) = choose(tables, &served) else {
         tables.count(Reason::RefusedSend);
         return if socket.is_bound_to_device() { Verdict::RefuseHere } else { Verdict::Refuse };
     };
     if moved {
         tables.count(Reason::Moved);
     }
-    let target = slot.at();
-    if !remember_udp(tables, socket, &UdpPeer::new(service, to, target, (slot.backend, slot.generation))) {
+    let target = chosen.target;
+    if !remember_udp(tables, socket, &UdpPeer::new(service, to, target, (chosen.backend, chosen.generation)))
+    {
         tables.count(Reason::NoStorage);
     }
     tables.count(Reason::Send);
@@ -209,19 +215,18 @@ fn meant(to: L4Addr) -> L4Addr {
     L4Addr { addr, port: to.port }
 }
 
-/// Who serves this socket's traffic to `to`, and with which run; nothing if the socket hooks leave it alone.
+/// Who serves this socket's traffic to `to`; nothing if the socket hooks leave it alone. The order of matching is that of
+/// semantics 2.22.
 #[inline(always)]
-fn resolve<T: Tables, S: Socket>(
-    tables: &T,
-    socket: &S,
-    proto: Proto,
-    to: L4Addr,
-) -> Option<(ServiceId, Run)> {
+fn resolve<T: Tables, S: Socket>(tables: &T, socket: &S, proto: Proto, to: L4Addr) -> Option<Served> {
     let exact = owned_frontend(tables, &FrontendKey::new(to, proto));
     let frontend = match exact {
         Some(frontend) => frontend,
-        // NP-9: NodePort is the last match.
-        None => node_port(tables, socket, proto, to)?,
+        // NP-9: NodePort is the last match but for the addresses that have no other port at all.
+        None => match node_port(tables, socket, proto, to) {
+            Some(frontend) => frontend,
+            None => owned_frontend(tables, &FrontendKey::other_ports(to.addr))?,
+        },
     };
     let host = socket.is_host();
     let config = tables.config();
@@ -234,15 +239,11 @@ fn resolve<T: Tables, S: Socket>(
     if !config.socket_lb.has(asked) {
         return None;
     }
-    if config.netns_entries != 0 && tables.netns(socket.netns()).is_some_and(|netns| netns.has(Netns::EXEMPT))
-    {
+    let netns = socket.netns();
+    if config.netns_entries != 0 && tables.netns(netns).is_some_and(|netns| netns.has(Netns::EXEMPT)) {
         return None;
     }
-    let run = run_of(tables, frontend.service, frontend.kind);
-    if run.is_none() {
-        tables.count(Reason::Dangling);
-    }
-    Some((frontend.service, run?))
+    served(tables, frontend, Client::of_netns(netns), host)
 }
 
 /// The NodePort frontend for a destination on this node (NP-15: never for another node's address).
@@ -259,17 +260,40 @@ fn node_port<T: Tables, S: Socket>(tables: &T, socket: &S, proto: Proto, to: L4A
     owned_frontend(tables, &FrontendKey::new(L4Addr { addr: to.addr.any(), port: to.port }, proto))
 }
 
-/// The run that clients on this node use, see [`uses_local_run`].
+/// What clients on this node meet behind a frontend; nothing if it is not for the hook to say.
 #[inline(always)]
-fn run_of<T: Tables>(tables: &T, service: ServiceId, kind: u8) -> Option<Run> {
-    // Only a ClusterIP needs the policy.
-    if kind == FrontendKind::ClusterIp as u8 {
-        let (flags, _) = tables.policy(service)?;
-        if uses_local_run(kind, flags) {
-            return tables.local_run(service);
-        }
+fn served<T: Tables>(tables: &T, frontend: Frontend, client: Client, host: bool) -> Option<Served> {
+    let service = frontend.service;
+    if frontend.kind == FrontendKind::OtherPorts as u8 {
+        return Some(Served { service, client, run: Run::EMPTY, affinity_s: 0, member: 0 });
     }
-    tables.cluster_run(service)
+    let Some((flags, affinity_s)) = tables.policy(service) else {
+        tables.count(Reason::Dangling);
+        return None;
+    };
+    if !may_use(frontend.kind, flags, host) {
+        tables.count(Reason::Restricted);
+        return None;
+    }
+    let (run, member) = if uses_local_run(frontend.kind, flags) {
+        (tables.local_run(service)?, Backend::IN_LOCAL)
+    } else {
+        (tables.cluster_run(service)?, Backend::IN_CLUSTER)
+    };
+    if run.is_elsewhere() {
+        tables.count(Reason::Elsewhere);
+        return None;
+    }
+    Some(Served { service, client, run, affinity_s, member })
+}
+
+/// Whether a hook may serve a client of this node at a frontend of this kind: of a load-balancer address with source
+/// ranges (SR-1) it knows only whether they hold the host's own address (SR-3). A pod's own address is not known at
+/// connect(), so its packets are left to whoever sees them.
+#[inline(always)]
+pub const fn may_use(kind: u8, flags: ServiceFlags, host: bool) -> bool {
+    let restricted = kind == FrontendKind::LoadBalancer as u8 && flags.has(ServiceFlags::RESTRICTED);
+    !restricted || (host && flags.has(ServiceFlags::HOST_ALLOWED))
 }
 
 /// Whether clients on this node use the local run (MQ-4, EP-8): for a ClusterIP with `internalTrafficPolicy: Local`, while
@@ -277,17 +301,6 @@ fn run_of<T: Tables>(tables: &T, service: ServiceId, kind: u8) -> Option<Run> {
 #[inline(always)]
 pub const fn uses_local_run(kind: u8, flags: ServiceFlags) -> bool {
     kind == FrontendKind::ClusterIp as u8 && flags.has(ServiceFlags::INTERNAL_LOCAL)
-}
-
-/// A slot of the run, uniformly at random; nothing if it is empty.
-#[inline(always)]
-fn choose<T: Tables>(tables: &T, run: Run) -> Option<Slot> {
-    let index = run.pick(tables.random())?;
-    let slot = tables.slot(index);
-    if slot.is_none() {
-        tables.count(Reason::Dangling);
-    }
-    slot
 }
 
 /// The whole pair that satisfies `wanted`, the one used last before all others.

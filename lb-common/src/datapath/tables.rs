@@ -1,8 +1,8 @@
 //! What the data path may ask of the world.
 
 use crate::abi::{
-    Addr, Address, Backend, BackendId, Config, Frontend, FrontendKey, Netns, Reason, Run, Service,
-    ServiceFlags, ServiceId, Slot,
+    Addr, Address, Affinity, AffinityKey, Backend, BackendId, Config, Frontend, FrontendKey, Netns, Reason,
+    Run, Service, ServiceFlags, ServiceId, Slot,
 };
 
 /// Typed look-ups. Values are copies: the element behind a look-up can be another's a moment later.
@@ -17,12 +17,22 @@ pub trait Tables {
     fn local_run(&self, service: ServiceId) -> Option<Run>;
     /// Policy bits and affinity, the word that holds both: see [`Service`].
     fn policy(&self, service: ServiceId) -> Option<(ServiceFlags, u32)>;
+    /// [`Service::generation`].
+    fn service_generation(&self, service: ServiceId) -> Option<u32>;
     /// A slot of a run that was loaded before.
     fn slot(&self, slot: u32) -> Option<Slot>;
     /// What is known of a backend id.
     fn backend(&self, id: BackendId) -> Option<Backend>;
     /// What is special about a network namespace.
     fn netns(&self, cookie: u64) -> Option<Netns>;
+    /// Where a client went last. May be another key's entry, see [`Affinity::is_of`].
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+    /// Notes where a client goes. Without `replaces` only if there is no entry; false if nothing was noted.
+    fn put_affinity(&self, key: &AffinityKey, entry: &Affinity, replaces: bool) -> bool;
+    /// Notes when a client has connected, if it has an entry.
+    fn touch_affinity(&self, key: &AffinityKey, now_ms: u64);
+    /// Milliseconds of the monotonic clock.
+    fn now_ms(&self) -> u64;
     /// The node's switches.
     fn config(&self) -> Config;
     /// 32 uniformly random bits.

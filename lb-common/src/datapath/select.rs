@@ -1,0 +1,97 @@
+//! Which backend serves a new connection: the one that its client had before, where the service wants that, else a
+//! random one.
+
+use super::tables::Tables;
+use crate::abi::{Affinity, AffinityKey, BackendId, Client, L4Addr, Reason, Run, ServiceId};
+
+/// A service port that a new connection goes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Served {
+    /// Which one.
+    pub service: ServiceId,
+    /// Who connects.
+    pub client: Client,
+    /// Who may serve it.
+    pub run: Run,
+    /// Session affinity in seconds; 0 means none.
+    pub affinity_s: u32,
+    /// The bit of [`crate::abi::Backend::runs`] that the backends of `run` have.
+    pub member: u8,
+}
+
+/// A backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Chosen {
+    /// Its address and port.
+    pub target: L4Addr,
+    /// Who it is in `lb_backends`.
+    pub backend: BackendId,
+    /// Generation of that id.
+    pub generation: u32,
+}
+
+/// Chooses a backend; nothing if there is none.
+#[inline(always)]
+pub fn choose<T: Tables>(tables: &T, served: &Served) -> Option<Chosen> {
+    if served.run.count != 0 && served.affinity_s != 0 {
+        with_affinity(tables, served)
+    } else {
+        random(tables, served.run)
+    }
+}
+
+/// A slot of the run, uniformly at random (SA-10); nothing if it is empty.
+#[inline(always)]
+fn random<T: Tables>(tables: &T, run: Run) -> Option<Chosen> {
+    let index = run.pick(tables.random())?;
+    let slot = tables.slot(index);
+    if slot.is_none() {
+        tables.count(Reason::Dangling);
+    }
+    slot.map(|slot| Chosen { target: slot.at(), backend: slot.backend, generation: slot.generation })
+}
+
+/// The backend that the client had, while it is in the set that is used (SA-3, SA-4) and the client has connected within the
+/// timeout (SA-2); else another one, which it has from then on.
+#[inline(always)]
+fn with_affinity<T: Tables>(tables: &T, served: &Served) -> Option<Chosen> {
+    let generation = tables.service_generation(served.service)?;
+    let key = AffinityKey { client: served.client, service: served.service, generation };
+    let now = tables.now_ms();
+    let known = tables.affinity(&key).filter(|entry| entry.is_of(&key));
+    if let Some(kept) = known.and_then(|entry| kept(tables, served, &key, (&entry, now))) {
+        return Some(kept);
+    }
+    let chosen = random(tables, served.run)?;
+    let entry = Affinity::new(&key, chosen.target, (chosen.backend, chosen.generation), now);
+    if tables.put_affinity(&key, &entry, known.is_some()) {
+        return Some(chosen);
+    }
+    // Another connection of the same client was faster, or the element was another key's for a moment.
+    let faster = tables.affinity(&key).filter(|entry| entry.is_of(&key));
+    faster.and_then(|entry| kept(tables, served, &key, (&entry, now))).or(Some(chosen))
+}
+
+/// The backend of an entry, if it still counts.
+#[inline(always)]
+fn kept<T: Tables>(
+    tables: &T,
+    served: &Served,
+    key: &AffinityKey,
+    (entry, now): (&Affinity, u64),
+) -> Option<Chosen> {
+    if !entry.is_fresh(now, served.affinity_s) {
+        return None;
+    }
+    let serves = tables
+        .backend(entry.backend)
+        .is_some_and(|backend| backend.serves(entry.generation) && backend.runs & served.member != 0);
+    if !serves {
+        tables.count(Reason::AffinityMoved);
+        return None;
+    }
+    if entry.is_due(now, served.affinity_s) {
+        tables.touch_affinity(key, now);
+    }
+    Some(Chosen { target: entry.target(), backend: entry.backend, generation: entry.generation })
+}
