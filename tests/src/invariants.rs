@@ -56,6 +56,9 @@ impl Check<'_> {
             Some(FrontendKind::NodePort) if !config.may_be_node_port(key.port) => {
                 self.wrong.push(format!("{name} is outside the NodePort range of {config:?}"));
             }
+            Some(kind) if (kind == FrontendKind::OtherPorts) != key.is_other_ports() => {
+                self.wrong.push(format!("{name} is of another kind than its key"));
+            }
             Some(FrontendKind::NodePort) if key.addr != key.addr.any() => {
                 self.wrong.push(format!("{name} is a NodePort of one address"));
             }
@@ -143,6 +146,8 @@ pub struct Meant {
     pub cluster: Vec<Seat>,
     /// Who serves connections of Local policy, in order.
     pub local: Vec<Seat>,
+    /// Nobody serves connections of Local policy because all endpoints are on other nodes.
+    pub elsewhere: bool,
     /// Policy.
     pub flags: ServiceFlags,
     /// Seconds; 0 means none.
@@ -150,6 +155,16 @@ pub struct Meant {
 }
 
 impl Meant {
+    /// The other ports of a cluster IP: whoever owns them, they are refused.
+    pub const REFUSED: Self = Self {
+        kind: FrontendKind::OtherPorts as u8,
+        cluster: Vec::new(),
+        local: Vec::new(),
+        elsewhere: false,
+        flags: ServiceFlags { bits: 0 },
+        affinity_s: 0,
+    };
+
     /// Where connections of this node's sockets go.
     pub fn used(&self) -> Vec<L4Addr> {
         let is_local =
@@ -169,9 +184,13 @@ pub fn meaning(maps: &Maps) -> Result<BTreeMap<FrontendKey, Meant>, MapError> {
 }
 
 fn meant(maps: &Maps, value: Frontend) -> Meant {
+    if value.kind == FrontendKind::OtherPorts as u8 {
+        return Meant::REFUSED;
+    }
     let Service { cluster, local, flags, affinity_s, .. } = read(&*maps.services, value.service.index);
+    let elsewhere = local.is_elsewhere();
     let [cluster, local] = [cluster, local].map(|run| seats(maps, run));
-    Meant { kind: value.kind, cluster, local, flags, affinity_s }
+    Meant { kind: value.kind, cluster, local, elsewhere, flags, affinity_s }
 }
 
 fn seats(maps: &Maps, run: Run) -> Vec<Seat> {

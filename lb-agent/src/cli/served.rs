@@ -155,6 +155,8 @@ impl Served {
             if service.flags.has(ServiceFlags::INTERNAL_LOCAL) { Which::Local } else { Which::Cluster };
         let frontends = frontends
             .iter()
+            // Nobody accepts anything there.
+            .filter(|(key, _)| !key.is_other_ports())
             .map(|(key, value)| {
                 let kind = FrontendKind::from_number(value.kind);
                 // Clients on this node, as `datapath::sock` decides (EP-8, MQ-4).

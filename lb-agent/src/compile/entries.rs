@@ -28,6 +28,9 @@ pub enum FrontendKind {
     LoadBalancer,
     /// `nodePort` on every address of this node; the address of the entry is unspecified.
     NodePort,
+    /// Every other port and protocol of a cluster IP, where connections are refused (2.7); the port of the entry is 0. One
+    /// port of the Service has it, whichever.
+    OtherPorts,
 }
 
 /// An address and port that accepts traffic.
@@ -58,6 +61,10 @@ pub struct Policies {
     pub external_local: bool,
     /// Some endpoint on some node may serve. Where the chosen set is empty: drop if true, refuse if false (2.7, NE-2).
     pub has_any: bool,
+    /// Load-balancer addresses are for clients in the source ranges only (SR-1, SR-2).
+    pub restricted: bool,
+    /// This node's own address is in one of those ranges (SR-3).
+    pub host_allowed: bool,
 }
 
 /// Everything that one service port of one family needs in the maps. Equal input gives equal bytes on every node.

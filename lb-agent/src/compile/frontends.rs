@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, SocketAddr};
 
-use crate::model::{Family, Fault, Notice, Reason, Service, ServicePort};
+use crate::model::{Family, Fault, NodeContext, Notice, Reason, Service, ServicePort};
 
 use super::{Frontend, FrontendKind};
 
@@ -13,12 +13,21 @@ pub(super) struct Addresses {
     served: Vec<(IpAddr, FrontendKind)>,
     /// There is an external IP or a load-balancer address (SP-2), whether it is served here or not.
     pub(super) has_external: bool,
+    /// See [`Policies::restricted`](super::Policies::restricted).
+    pub(super) restricted: bool,
+    /// See [`Policies::host_allowed`](super::Policies::host_allowed).
+    pub(super) host_allowed: bool,
 }
 
 impl Addresses {
     /// Collects them. `None` if the Service has no cluster IP of `family`: then the family gets nothing at all (SEL-7), and
     /// each address that is left out for it is named.
-    pub(super) fn of(service: &Service, family: Family, notices: &mut Vec<Notice>) -> Option<Self> {
+    pub(super) fn of(
+        service: &Service,
+        family: Family,
+        node: &NodeContext,
+        notices: &mut Vec<Notice>,
+    ) -> Option<Self> {
         let in_family = |addr: &&IpAddr| Family::of(addr) == family;
         let external = || service.external_ips.iter().filter(in_family);
         let balanced = || service.load_balancer_ips.iter().filter(in_family);
@@ -39,12 +48,19 @@ impl Addresses {
         served.dedup_by_key(|(addr, _)| *addr);
         let has_external = external().next().is_some() || balanced().next().is_some();
 
-        let restricted = service.source_ranges.iter().any(|range| Family::of(&range.addr()) == family);
-        if restricted && balanced().next().is_some() {
-            report("spec.loadBalancerSourceRanges", Reason::SourceRanges(family));
-            served.retain(|(_, kind)| *kind != FrontendKind::LoadBalancer);
-        }
-        Some(Self { family, served, has_external })
+        // Ranges of the other family alone mean no filter for this one (SR-2).
+        let mut ranges =
+            service.source_ranges.iter().filter(|range| Family::of(&range.addr()) == family).peekable();
+        let restricted = ranges.peek().is_some() && balanced().next().is_some();
+        let own = node.addresses().iter().find(|addr| Family::of(addr) == family);
+        let host_allowed = restricted && own.is_some_and(|own| ranges.any(|range| range.contains(own)));
+        Some(Self { family, served, has_external, restricted, host_allowed })
+    }
+
+    /// What becomes of the cluster IP's other ports: once for the whole Service.
+    pub(super) fn other_ports(&self) -> Option<Frontend> {
+        let cluster_ip = self.served.iter().find(|(_, kind)| *kind == FrontendKind::ClusterIp)?;
+        Some(Frontend { at: SocketAddr::new(cluster_ip.0, 0), kind: FrontendKind::OtherPorts })
     }
 
     /// The frontends of one port: sorted, one per address and port.

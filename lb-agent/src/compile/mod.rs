@@ -56,7 +56,8 @@ pub fn compile<'a>(
     let mut ports = Vec::new();
     if service.is_proxied() {
         for family in Family::BOTH {
-            let Some(addresses) = Addresses::of(service, family, &mut notices) else { continue };
+            let Some(addresses) = Addresses::of(service, family, node, &mut notices) else { continue };
+            let from = ports.len();
             ports.extend(service.ports.iter().map(|port| {
                 let needs = Needs::of(service, &addresses, port);
                 let mut chosen = endpoints::choose(&slices, family, port, needs, node);
@@ -77,10 +78,16 @@ pub fn compile<'a>(
                         internal_local: needs.internal_local,
                         external_local: needs.external_local,
                         has_any: chosen.has_any,
+                        restricted: addresses.restricted,
+                        host_allowed: addresses.host_allowed,
                     },
                     affinity_s: service.affinity_s,
                 }
             }));
+            // That of the smallest key, so that the order of ports in the object does not matter.
+            if let Some(first) = ports[from..].iter_mut().min_by(|one, other| one.key.cmp(&other.key)) {
+                insert(first, addresses.other_ports());
+            }
         }
         ports.sort_unstable_by(|one, other| one.key.cmp(&other.key));
     }
@@ -89,6 +96,14 @@ pub fn compile<'a>(
     );
     notices.sort_unstable();
     Compiled { ports, notices }
+}
+
+/// Adds a frontend where it belongs.
+fn insert(port: &mut PortEntries, frontend: Option<Frontend>) {
+    if let Some(frontend) = frontend {
+        let at = port.frontends.partition_point(|other| other.at < frontend.at);
+        port.frontends.insert(at, frontend);
+    }
 }
 
 /// Endpoints of one port that can serve in one family: the length of a run has 16 bits.

@@ -194,10 +194,11 @@ fn a_fallback_target_is_marked_as_terminating() {
     assert!(!compile(&service(), [&published].into_iter(), &node("a")).ports[0].cluster[0].terminating);
 }
 
-/// Frontends as text.
+/// Frontends as text, but for the other ports of cluster IPs.
 fn frontends(compiled: &Compiled) -> Vec<String> {
     let all = compiled.ports.iter().flat_map(|port| {
-        port.frontends.iter().map(|frontend| format!("{} {:?}", frontend.at, frontend.kind))
+        let served = port.frontends.iter().filter(|frontend| frontend.kind != FrontendKind::OtherPorts);
+        served.map(|frontend| format!("{} {:?}", frontend.at, frontend.kind))
     });
     all.collect()
 }
@@ -264,26 +265,59 @@ fn what_is_not_proxied_gives_nothing(#[case] service: Service) {
     assert_eq!(compile(&service, [&given].into_iter(), &node("a")), Compiled::default());
 }
 
-/// SR-1, SR-2, SR-4: ranges that this node does not check must not be bypassed by serving the address.
+/// SR-1, SR-2, SR-3: ranges count if the port has a load-balancer address and a range of the family. Whether this node is in one
+/// says its own address.
 #[rstest]
-#[case::range_of_the_family("198.51.100.0/24", false)]
-#[case::range_of_the_other_family("2001:db8::/32", true)]
-fn a_load_balancer_address_with_source_ranges_is_left_to_the_load_balancer(
-    #[case] range: &str,
-    #[case] is_served: bool,
+#[case::no_range(&[], true, [false, false])]
+#[case::a_range_of_others(&["198.51.100.0/24"], true, [true, false])]
+#[case::a_range_of_this_node(&["198.51.100.0/24", "172.18.0.0/16"], true, [true, true])]
+#[case::a_range_of_another_address_of_this_node(&["172.19.0.0/16"], true, [true, false])]
+#[case::a_range_of_the_other_family(&["2001:db8::/32"], true, [false, false])]
+#[case::no_load_balancer_address(&["172.18.0.0/16"], false, [false, false])]
+fn source_ranges_are_for_load_balancer_addresses(
+    #[case] ranges: &[&str],
+    #[case] has_address: bool,
+    #[case] want: [bool; 2],
 ) {
     let addr: IpAddr = "192.0.2.1".parse().unwrap();
     let service = Service {
         // As an external IP as well: the ranges hold for the address, whatever else it is.
         external_ips: [addr].into(),
-        load_balancer_ips: [addr].into(),
-        source_ranges: [range.parse().unwrap()].into(),
+        load_balancer_ips: if has_address { [addr].into() } else { [].into() },
+        source_ranges: ranges.iter().map(|range| range.parse().unwrap()).collect::<Vec<_>>().into(),
         ..service()
     };
-    let compiled = compile(&service, [].into_iter(), &node("a"));
-    assert_eq!(frontends(&compiled).contains(&"192.0.2.1:80 LoadBalancer".to_owned()), is_served);
-    assert_eq!(frontends(&compiled).len(), 1 + usize::from(is_served));
-    assert_eq!(compiled.notices.is_empty(), is_served);
+    let mut node = node("a");
+    let own = ["2001:db8::9", "172.18.0.2", "172.19.0.2"].map(|addr| addr.parse().unwrap());
+    node.node.as_mut().unwrap().addresses = own.into();
+    let compiled = compile(&service, [].into_iter(), &node);
+    let Policies { restricted, host_allowed, .. } = compiled.ports[0].policies;
+    assert_eq!([restricted, host_allowed], want);
+    let kind = if has_address { "LoadBalancer" } else { "ExternalIp" };
+    assert_eq!(frontends(&compiled), ["10.96.0.1:80 ClusterIp".to_owned(), format!("192.0.2.1:80 {kind}")]);
+    assert_eq!(compiled.notices, []);
+}
+
+/// 2.7: the cluster IP's unused ports are refused, for the whole Service once, in each family.
+#[test]
+fn one_port_of_a_service_has_the_other_ports_of_its_cluster_ips() {
+    let both = ClusterIps { v4: Some([10, 96, 0, 1].into()), v6: Some("fd00::1".parse().unwrap()) };
+    let ports =
+        [port("web", Protocol::Tcp, 80), port("api", Protocol::Tcp, 81), port("api", Protocol::Udp, 81)];
+    let service = |ports: &[ServicePort]| Service { cluster_ips: both, ports: ports.into(), ..service() };
+    let others = |compiled: &Compiled| -> Vec<String> {
+        let ports = compiled.ports.iter();
+        let other = ports.flat_map(|port| port.frontends.iter().map(move |frontend| (port, frontend)));
+        other
+            .filter(|(_, frontend)| frontend.kind == FrontendKind::OtherPorts)
+            .map(|(port, frontend)| format!("{}/{} {}", port.key.port, port.key.protocol, frontend.at))
+            .collect()
+    };
+    let compiled = compile(&service(&ports), [].into_iter(), &node("a"));
+    assert_eq!(others(&compiled), ["api/TCP 10.96.0.1:0", "api/TCP [fd00::1]:0"]);
+    let mut backwards = ports;
+    backwards.reverse();
+    assert_eq!(compile(&service(&backwards), [].into_iter(), &node("a")), compiled);
 }
 
 #[test]
@@ -440,7 +474,7 @@ fn check(service: &Service, slices: &[Slice], compiled: &Compiled) {
         assert!(port.frontends.is_sorted_by(|one, next| one.at < next.at) && !port.frontends.is_empty());
         assert!(service.cluster_ips.of(port.key.family).is_some(), "SEL-7");
         for frontend in &port.frontends {
-            assert_ne!(frontend.at.port(), 0);
+            assert_eq!(frontend.at.port() == 0, frontend.kind == FrontendKind::OtherPorts);
             assert_eq!(Family::of(&frontend.at.ip()), port.key.family);
             assert_eq!(frontend.at.ip().is_unspecified(), frontend.kind == FrontendKind::NodePort);
         }

@@ -12,6 +12,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::{Refused, node, service, slice};
+use crate::compile::FrontendKind;
 use crate::compile::compile;
 use crate::model::{
     Change, ClusterState, Event, Family, Names, Node, NodeContext, Service, ServiceType, Slice, TrafficPolicy,
@@ -417,7 +418,7 @@ proptest! {
         let mut taken = BTreeSet::new();
         for port in &compiled.ports {
             for frontend in &port.frontends {
-                prop_assert_ne!(frontend.at.port(), 0);
+                prop_assert_eq!(frontend.at.port() == 0, frontend.kind == FrontendKind::OtherPorts);
                 prop_assert!(taken.insert((frontend.at, port.key.protocol)), "{:?} twice", frontend.at);
             }
             for target in port.cluster.iter().chain(&port.local) {

@@ -78,8 +78,6 @@ pub enum Reason {
     SamePortName(Box<str>),
     /// Another port of the Service has the same number and protocol.
     SamePortNumber(u16, Protocol),
-    /// Load-balancer addresses with source ranges: left to the load balancer, which checks them.
-    SourceRanges(Family),
     /// More endpoints than a port can have; those with the highest addresses do not serve.
     TooManyEndpoints {
         /// Their family.
@@ -110,12 +108,6 @@ impl Reason {
                 write!(f, "an earlier port of the same protocol is called {name:?} too")
             }
             Self::SamePortNumber(port, protocol) => write!(f, "an earlier port uses {port}/{protocol} too"),
-            Self::SourceRanges(family) => {
-                write!(
-                    f,
-                    "{family} load-balancer addresses are not served, source ranges are not checked here"
-                )
-            }
             Self::TooManyEndpoints { family, left_out } => {
                 write!(f, "{left_out} of its {family} endpoints do not serve, a port has room for 65535")
             }
@@ -136,7 +128,6 @@ impl Reason {
             Self::UnknownValue { .. } => "correct it, or update the agent",
             Self::SamePortName(_) => "give each port its own name",
             Self::SamePortNumber(..) => "give each port its own number",
-            Self::SourceRanges(_) => "remove the ranges to have the addresses served by this node",
             Self::TooManyEndpoints { .. } => "spread the pods over several Services",
             Self::More(_) => "correct the ones that are named first",
         }

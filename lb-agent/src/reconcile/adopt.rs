@@ -2,7 +2,7 @@
 
 use lb_common::abi::{FrontendKey, FrontendKind};
 
-use super::{Desired, Reconciler, service::keys_of};
+use super::{Desired, Reconciler, service::identifying};
 use crate::compile::PortEntries;
 
 /// What tells whose an id was, the surest first.
@@ -49,13 +49,15 @@ impl Reconciler {
 
     /// An unclaimed id that was the port's.
     fn proven(&self, entries: &PortEntries, proof: Proof) -> Option<u32> {
-        let wants = |key: &FrontendKey| keys_of(entries).any(|(wanted, _)| wanted == *key);
-        keys_of(entries)
+        let wants = |key: &FrontendKey| identifying(entries).any(|(wanted, _)| wanted == *key);
+        identifying(entries)
             .filter_map(|(key, kind)| Some((self.frontends.owner(&key)?, kind)))
             .filter(|(owner, _)| self.frontends.unclaimed().contains(&owner.id))
             .find(|(owner, kind)| match proof {
                 Proof::Owns(wanted) => *kind == wanted && owner.kind == wanted,
-                Proof::WantsAll => self.frontends.of(owner.id).iter().all(wants),
+                Proof::WantsAll => {
+                    self.frontends.of(owner.id).iter().filter(|key| !key.is_other_ports()).all(wants)
+                }
             })
             .map(|(owner, _)| owner.id)
     }

@@ -23,8 +23,8 @@ pub(super) struct Owner {
 #[derive(Debug, Default)]
 pub(super) struct Frontends {
     owners: HashMap<FrontendKey, Owner>,
-    /// Nearly every id has one.
-    by_id: HashMap<u32, SmallVec<[FrontendKey; 1]>>,
+    /// Most ids have a cluster IP and its other ports.
+    by_id: HashMap<u32, SmallVec<[FrontendKey; 2]>>,
     /// Ids that were found in the maps and that no Service has claimed.
     unclaimed: BTreeSet<u32>,
     /// Who waits for a frontend, and for what a Service waits: the same facts twice.

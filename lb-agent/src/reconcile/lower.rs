@@ -23,23 +23,38 @@ pub(super) const fn kind(kind: FrontendKind) -> abi::FrontendKind {
         FrontendKind::ExternalIp => abi::FrontendKind::ExternalIp,
         FrontendKind::LoadBalancer => abi::FrontendKind::LoadBalancer,
         FrontendKind::NodePort => abi::FrontendKind::NodePort,
+        FrontendKind::OtherPorts => abi::FrontendKind::OtherPorts,
     }
 }
 
 /// Key and kind of a frontend.
 pub(super) fn frontend(frontend: &Frontend, protocol: Protocol) -> (FrontendKey, abi::FrontendKind) {
-    (FrontendKey::new(L4Addr::from(frontend.at), proto(protocol)), kind(frontend.kind))
+    let at = L4Addr::from(frontend.at);
+    let key = match frontend.kind {
+        FrontendKind::OtherPorts => FrontendKey::other_ports(at.addr),
+        _ => FrontendKey::new(at, proto(protocol)),
+    };
+    (key, kind(frontend.kind))
 }
 
 /// Policy bits of a service port.
-pub(super) const fn flags(policies: Policies) -> ServiceFlags {
-    if policies.internal_local { ServiceFlags::INTERNAL_LOCAL } else { ServiceFlags { bits: 0 } }
+pub(super) fn flags(policies: Policies) -> ServiceFlags {
+    let Policies { internal_local, restricted, host_allowed, .. } = policies;
+    [
+        (internal_local, ServiceFlags::INTERNAL_LOCAL),
+        (restricted, ServiceFlags::RESTRICTED),
+        (host_allowed, ServiceFlags::HOST_ALLOWED),
+    ]
+    .into_iter()
+    .filter(|(is_set, _)| *is_set)
+    .fold(ServiceFlags::default(), |bits, (_, flag)| bits.with(flag))
 }
 
 /// Which of the two runs any frontend of the port uses. The other one repeats it, so that a hook that reads policy and
 /// run at different moments always finds a run that is valid.
 pub(super) fn used_runs(entries: &PortEntries) -> UsedRuns {
-    let external = entries.frontends.iter().any(|frontend| frontend.kind != FrontendKind::ClusterIp);
+    let internal = [FrontendKind::ClusterIp, FrontendKind::OtherPorts];
+    let external = entries.frontends.iter().any(|frontend| !internal.contains(&frontend.kind));
     let policies = entries.policies;
     UsedRuns {
         cluster: !policies.internal_local || external,
@@ -89,12 +104,24 @@ mod tests {
     }
 
     #[test]
-    fn only_the_internal_policy_is_a_bit_for_hooks() {
-        for (internal_local, external_local) in [(false, false), (false, true), (true, false), (true, true)] {
-            let policies = Policies { internal_local, external_local, has_any: true };
-            assert_eq!(flags(policies).has(ServiceFlags::INTERNAL_LOCAL), internal_local, "{policies:?}");
-            assert_eq!(flags(policies).bits & !ServiceFlags::INTERNAL_LOCAL.bits, 0, "{policies:?}");
+    fn hooks_need_the_internal_policy_and_whether_source_ranges_hold_the_host() {
+        let none = Policies { external_local: true, has_any: true, ..Policies::default() };
+        assert_eq!(flags(none).bits, 0);
+        for (policies, bits) in [
+            (Policies { internal_local: true, ..none }, 1),
+            (Policies { restricted: true, ..none }, 2),
+            (Policies { restricted: true, host_allowed: true, ..none }, 6),
+        ] {
+            assert_eq!(flags(policies).bits, bits, "{policies:?}");
         }
+    }
+
+    #[test]
+    fn all_other_ports_of_an_address_are_one_key() {
+        let other = Frontend { at: "10.0.0.1:0".parse().unwrap(), kind: FrontendKind::OtherPorts };
+        let keys =
+            [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].map(|protocol| frontend(&other, protocol).0);
+        assert_eq!(keys, [FrontendKey::other_ports(Addr::from_v4([10, 0, 0, 1])); 3]);
     }
 
     /// EP-8 and MQ-4: a ClusterIP follows the internal policy. The others serve clients of this node from the cluster run
@@ -127,7 +154,7 @@ mod tests {
                     frontends,
                     cluster: Vec::new(),
                     local: Vec::new(),
-                    policies: Policies { internal_local, external_local, has_any: false },
+                    policies: Policies { internal_local, external_local, ..Policies::default() },
                     affinity_s: 0,
                 };
                 let used = UsedRuns { cluster, local };

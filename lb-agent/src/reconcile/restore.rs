@@ -151,8 +151,12 @@ impl Found {
                 id < services && value.tag == key.tag() && [key.pad, value.pad] == [0, 0] && key.pad2 == 0;
             // NodePorts, and only they, have the unspecified address.
             let is_node_port = key.addr == key.addr.any();
+            let has_kind = |kind| {
+                is_node_port == (kind == FrontendKind::NodePort)
+                    && key.is_other_ports() == (kind == FrontendKind::OtherPorts)
+            };
             match FrontendKind::from_number(value.kind) {
-                Some(kind) if is_ours && is_node_port == (kind == FrontendKind::NodePort) => {
+                Some(kind) if is_ours && has_kind(kind) => {
                     frontends.insert(key, Owner { id, kind });
                 }
                 _ => self.repairs.push(Write::DeleteFrontend(key)),

@@ -27,8 +27,21 @@ pub(super) struct Pool {
     pub(super) slots: Slots,
 }
 
-/// The targets of a used run; nothing for a run that no frontend uses.
-pub(super) type Wanted<'a> = Option<&'a [Target]>;
+/// What a run is to be that some frontend uses.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted<'a> {
+    /// Who is in it.
+    pub(super) targets: &'a [Target],
+    /// If that is nobody: whether others serve on other nodes ([`Run::ELSEWHERE`]).
+    pub(super) elsewhere: bool,
+}
+
+impl Wanted<'_> {
+    /// The run without slots.
+    const fn empty(&self) -> Run {
+        if self.elsewhere { Run::ELSEWHERE } else { Run::EMPTY }
+    }
+}
 
 /// The slots of a run, as they are in the map.
 pub(super) fn slots_of(slots: &dyn Array, run: Run) -> impl Iterator<Item = Slot> {
@@ -63,13 +76,13 @@ pub(super) fn plan_runs(
     maps: &Maps,
     pool: &mut Pool,
     now: &Service,
-    wanted: [Wanted<'_>; 2],
+    wanted: [Option<Wanted<'_>>; 2],
     (plan, retired): (&mut Plan, &mut Retired),
 ) -> Result<(Run, Run), NoRoom> {
     let runs = [now.cluster, now.local];
     let mut members = current_members(maps, runs);
     let same: [bool; 2] =
-        core::array::from_fn(|at| wanted[at].is_none_or(|targets| is_same(maps, runs[at], targets)));
+        core::array::from_fn(|at| wanted[at].is_none_or(|wanted| is_same(maps, runs[at], wanted)));
     let news = newcomers(wanted, &members);
     // All that can fail comes first, so that a failure has nothing to take back but this.
     let regions = take_regions(pool, wanted, same)?;
@@ -80,7 +93,7 @@ pub(super) fn plan_runs(
     mark(&mut members, wanted);
     let next: [Run; 2] = core::array::from_fn(|at| match wanted[at] {
         Some(_) if same[at] => runs[at],
-        Some(targets) => publish(plan, targets, &members, (runs[at], regions[at])),
+        Some(wanted) => publish(plan, wanted, &members, (runs[at], regions[at])),
         None => Run::EMPTY,
     });
     let (cluster, local) = match wanted {
@@ -111,9 +124,9 @@ fn current_members(maps: &Maps, runs: [Run; 2]) -> Members {
 }
 
 /// Notes which runs want which member.
-fn mark(members: &mut Members, wanted: [Wanted<'_>; 2]) {
-    for (targets, bit) in wanted.into_iter().zip([Backend::IN_CLUSTER, Backend::IN_LOCAL]) {
-        for target in targets.into_iter().flatten().take(MOST_TARGETS) {
+fn mark(members: &mut Members, wanted: [Option<Wanted<'_>>; 2]) {
+    for (wanted, bit) in wanted.into_iter().zip([Backend::IN_CLUSTER, Backend::IN_LOCAL]) {
+        for target in wanted.into_iter().flat_map(|wanted| wanted.targets).take(MOST_TARGETS) {
             if let Some(member) = members.get_mut(&L4Addr::from(target.at)) {
                 member.runs |= bit;
                 member.terminating = target.terminating;
@@ -122,9 +135,11 @@ fn mark(members: &mut Members, wanted: [Wanted<'_>; 2]) {
     }
 }
 
-/// Whether the run lists exactly these targets, in this order, by ids that are alive.
-fn is_same(maps: &Maps, run: Run, targets: &[Target]) -> bool {
-    usize::from(run.count) == targets.len().min(MOST_TARGETS)
+/// Whether the run lists exactly these targets, in this order, by ids that are alive; or nobody, for the same reason.
+fn is_same(maps: &Maps, run: Run, wanted: Wanted<'_>) -> bool {
+    let targets = wanted.targets;
+    (run.count != 0 || run.base == wanted.empty().base)
+        && usize::from(run.count) == targets.len().min(MOST_TARGETS)
         && slots_of(&*maps.slots, run).zip(targets).all(|(slot, target)| {
             let backend: Backend = read(&*maps.backends, slot.backend.index);
             slot.at() == L4Addr::from(target.at) && backend.serves(slot.generation)
@@ -132,11 +147,11 @@ fn is_same(maps: &Maps, run: Run, targets: &[Target]) -> bool {
 }
 
 /// Who is wanted and has no id yet, sorted.
-fn newcomers(wanted: [Wanted<'_>; 2], members: &Members) -> Vec<L4Addr> {
+fn newcomers(wanted: [Option<Wanted<'_>>; 2], members: &Members) -> Vec<L4Addr> {
     let mut news: Vec<L4Addr> = wanted
         .into_iter()
         .flatten()
-        .flat_map(|targets| targets.iter().take(MOST_TARGETS))
+        .flat_map(|wanted| wanted.targets.iter().take(MOST_TARGETS))
         .map(|target| L4Addr::from(target.at))
         .filter(|at| !members.contains_key(at))
         .collect();
@@ -148,12 +163,12 @@ fn newcomers(wanted: [Wanted<'_>; 2], members: &Members) -> Vec<L4Addr> {
 /// Regions for the runs that change; all or none.
 fn take_regions(
     pool: &mut Pool,
-    wanted: [Wanted<'_>; 2],
+    wanted: [Option<Wanted<'_>>; 2],
     same: [bool; 2],
 ) -> Result<[Option<Region>; 2], NoRoom> {
     let mut regions = [None; 2];
     for at in 0..2 {
-        let count = wanted[at].map_or(0, count_of);
+        let count = wanted[at].map_or(0, |wanted| count_of(wanted.targets));
         if same[at] || count == 0 {
             continue;
         }
@@ -190,14 +205,15 @@ fn take_ids(pool: &mut Pool, count: usize) -> Result<Vec<BackendId>, NoRoom> {
 /// Adds the slots of a new run to the plan.
 fn publish(
     plan: &mut Plan,
-    targets: &[Target],
+    wanted: Wanted<'_>,
     members: &Members,
     (now, region): (Run, Option<Region>),
 ) -> Run {
     let generation = now.generation.wrapping_add(1);
     let Some(region) = region else {
-        return Run { base: 0, count: 0, generation };
+        return Run { generation, ..wanted.empty() };
     };
+    let targets = wanted.targets;
     for (slot, target) in (region.base as usize..).zip(targets.iter().take(MOST_TARGETS)) {
         let at = L4Addr::from(target.at);
         let member = members.get(&at).expect("every target has been made a member");

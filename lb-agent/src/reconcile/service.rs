@@ -15,7 +15,7 @@ use super::{
     frontends::Owner,
     lower,
     plan::{ArrayId, Phase, Plan, Write},
-    runs::{self, plan_runs},
+    runs::{self, Wanted, plan_runs},
 };
 use crate::{
     compile::{PortEntries, PortKey},
@@ -97,7 +97,8 @@ impl Reconciler {
     /// served as before, so the id keeps its words, and the port has another one.
     fn gives_to_sibling(&self, id: u32, at: usize, wins: &[Vec<Win>]) -> bool {
         let has = |wins: &[Win], key: &FrontendKey| wins.iter().any(|win| win.key == *key);
-        let mut lost = self.frontends.of(id).iter().filter(|key| !has(&wins[at], key));
+        let mut lost =
+            self.frontends.of(id).iter().filter(|key| !key.is_other_ports() && !has(&wins[at], key));
         lost.any(|key| wins.iter().any(|other| has(other, key)))
     }
 
@@ -111,7 +112,7 @@ impl Reconciler {
             desired.ports.iter().map(|entries| take_if(&mut old, |id| same(entries, id))).collect();
         for (id, entries) in ids.iter_mut().zip(&desired.ports) {
             let owns = |id: u32| {
-                keys_of(entries)
+                identifying(entries)
                     .any(|(key, _)| self.frontends.owner(&key).is_some_and(|owner| owner.id == id))
             };
             *id = id.or_else(|| take_if(&mut old, owns));
@@ -145,10 +146,21 @@ impl Reconciler {
             {
                 let owner = rival.key.service.clone();
                 self.frontends.wait(key, service);
-                pass.outcome.contested.push(Contested { port: entries.key.clone(), frontend: key, owner });
+                // Who shares a cluster IP with another Service hears of the ports that it lacks.
+                if kind != FrontendKind::OtherPorts {
+                    pass.outcome.contested.push(Contested {
+                        port: entries.key.clone(),
+                        frontend: key,
+                        owner,
+                    });
+                }
                 continue;
             }
             wins.push(Win { key, kind });
+        }
+        // Other ports alone tell nobody whose an id is, see [`identifying`].
+        if wins.iter().all(|win| win.key.is_other_ports()) {
+            wins.clear();
         }
         wins
     }
@@ -172,7 +184,10 @@ impl Reconciler {
         let id = known.or_else(|| self.service_ids.take()).ok_or(NoRoom::Services)?;
         let now: Service = read(&*self.maps.services, id);
         let used = lower::used_runs(entries);
-        let wanted = [used.cluster.then_some(&*entries.cluster), used.local.then_some(&*entries.local)];
+        let wanted = [
+            used.cluster.then_some(Wanted { targets: &entries.cluster, elsewhere: false }),
+            used.local.then_some(Wanted { targets: &entries.local, elsewhere: entries.policies.has_any }),
+        ];
         let out = (&mut pass.plan, &mut pass.retired);
         let (cluster, local) =
             plan_runs(&self.maps, &mut self.pool, &now, wanted, out).inspect_err(|_| {
@@ -312,6 +327,11 @@ impl Reconciler {
 /// Keys and kinds of a port's frontends.
 pub(super) fn keys_of(entries: &PortEntries) -> impl Iterator<Item = (FrontendKey, FrontendKind)> {
     entries.frontends.iter().map(|frontend| lower::frontend(frontend, entries.key.protocol))
+}
+
+/// The keys that tell whose an id is: other ports of a cluster IP belong to whichever port of its Service.
+pub(super) fn identifying(entries: &PortEntries) -> impl Iterator<Item = (FrontendKey, FrontendKind)> {
+    keys_of(entries).filter(|(key, _)| !key.is_other_ports())
 }
 
 /// Takes the first id that fits out of a list.

@@ -32,6 +32,11 @@ impl FrontendKey {
         Self::new(L4Addr { addr, port: 0 }, Proto { number: 0 })
     }
 
+    /// Whether this is the key of an address's other ports.
+    pub const fn is_other_ports(&self) -> bool {
+        self.port == 0 && self.proto.number == 0
+    }
+
     /// Address and port.
     pub const fn at(self) -> L4Addr {
         L4Addr { addr: self.addr, port: self.port }

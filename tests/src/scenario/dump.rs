@@ -23,12 +23,12 @@ pub fn dump(driver: &Driver) -> Result<String> {
     let mut text = String::new();
     for (key, value) in maps.frontends.dump()? {
         let kind = FrontendKind::from_number(value.kind).map_or("?", FrontendKind::name);
-        writeln!(
-            text,
-            "FE   {:<24} {kind:<12} {}",
-            format!("{}/{}", key.at(), key.proto),
-            value.service.index
-        )?;
+        let at = if key.is_other_ports() {
+            format!("{} but for these", key.addr)
+        } else {
+            format!("{}/{}", key.at(), key.proto)
+        };
+        writeln!(text, "FE   {at:<24} {kind:<12} {}", value.service.index)?;
     }
     let mut used: BTreeMap<u32, Slot> = BTreeMap::new();
     for (id, port) in reconciler.programmed() {
@@ -70,11 +70,18 @@ pub fn dump(driver: &Driver) -> Result<String> {
 
 /// Runs, policy and affinity of a service. An unused run repeats the used one.
 fn runs(service: &Service) -> String {
-    let run =
-        |Run { base, count, .. }: Run| if count == 0 { "none".to_owned() } else { format!("{base}+{count}") };
+    let run = |run: Run| match run {
+        Run { count: 0, .. } if run.is_elsewhere() => "elsewhere".to_owned(),
+        Run { count: 0, .. } => "none".to_owned(),
+        Run { base, count, .. } => format!("{base}+{count}"),
+    };
     let mut text = format!("cluster {} local {}", run(service.cluster), run(service.local));
     if service.flags.has(ServiceFlags::INTERNAL_LOCAL) {
         text.push_str(" internal-local");
+    }
+    if service.flags.has(ServiceFlags::RESTRICTED) {
+        let host = service.flags.has(ServiceFlags::HOST_ALLOWED);
+        text.push_str(if host { " restricted, host allowed" } else { " restricted" });
     }
     match service.affinity_s {
         0 => text,

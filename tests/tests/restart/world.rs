@@ -165,9 +165,21 @@ impl World {
             for frontend in &entries.frontends {
                 let at = L4Addr::from(frontend.at);
                 let proto = if entries.key.protocol == Protocol::Udp { Proto::UDP } else { Proto::TCP };
-                owners.entry(FrontendKey::new(at, proto)).or_insert_with(|| (entries.clone(), frontend.kind));
+                let key = match frontend.kind {
+                    FrontendKind::OtherPorts => FrontendKey::other_ports(at.addr),
+                    _ => FrontendKey::new(at, proto),
+                };
+                owners.entry(key).or_insert_with(|| (entries.clone(), frontend.kind));
             }
         }
+        // Who has nothing else does not have the other ports either.
+        let served: BTreeSet<PortKey> = owners
+            .values()
+            .filter(|(_, kind)| *kind != FrontendKind::OtherPorts)
+            .map(|(entries, _): &(PortEntries, _)| entries.key.clone())
+            .collect();
+        owners
+            .retain(|_, (entries, kind)| *kind != FrontendKind::OtherPorts || served.contains(&entries.key));
         owners
     }
 }
@@ -177,8 +189,12 @@ fn name(number: u8) -> ServiceName {
 }
 
 fn meant(entries: &PortEntries, kind: FrontendKind) -> Meant {
+    if kind == FrontendKind::OtherPorts {
+        return Meant::REFUSED;
+    }
     let Policies { internal_local, external_local, .. } = entries.policies;
-    let has_external = entries.frontends.iter().any(|frontend| frontend.kind != FrontendKind::ClusterIp);
+    let internal = [FrontendKind::ClusterIp, FrontendKind::OtherPorts];
+    let has_external = entries.frontends.iter().any(|frontend| !internal.contains(&frontend.kind));
     let uses_cluster = !internal_local || has_external;
     let uses_local = internal_local || (external_local && has_external);
     let cluster: &[Target] = if uses_cluster { &entries.cluster } else { &[] };
@@ -200,11 +216,13 @@ fn meant(entries: &PortEntries, kind: FrontendKind) -> Meant {
             FrontendKind::ExternalIp => abi::FrontendKind::ExternalIp,
             FrontendKind::LoadBalancer => abi::FrontendKind::LoadBalancer,
             FrontendKind::NodePort => abi::FrontendKind::NodePort,
+            FrontendKind::OtherPorts => abi::FrontendKind::OtherPorts,
         } as u8,
         // The run that is not used repeats the other one.
         cluster: seats(if uses_cluster { cluster } else { local }),
         local: seats(if uses_local { local } else { cluster }),
-        flags: ServiceFlags { bits: u32::from(internal_local) },
+        elsewhere: uses_local && local.is_empty() && entries.policies.has_any,
+        flags: ServiceFlags { bits: u32::from(internal_local) | u32::from(entries.policies.restricted) << 1 },
         affinity_s: entries.affinity_s,
     }
 }
@@ -217,7 +235,11 @@ impl Service {
             if family == Family::V6 && !self.has_v6 {
                 continue;
             }
-            for (port_name, port) in &self.ports {
+            for (at, (port_name, port)) in self.ports.iter().enumerate() {
+                let others = (at == 0).then(|| Frontend {
+                    at: SocketAddr::new(self.cluster_ip(number, family), 0),
+                    kind: FrontendKind::OtherPorts,
+                });
                 ports.push(PortEntries {
                     key: PortKey {
                         service: name.clone(),
@@ -225,13 +247,15 @@ impl Service {
                         protocol: if port.is_udp { Protocol::Udp } else { Protocol::Tcp },
                         family,
                     },
-                    frontends: self.frontends(number, port, family),
+                    frontends: others.into_iter().chain(self.frontends(number, port, family)).collect(),
                     cluster: port.targets(port.cluster, family),
                     local: port.targets(port.local, family),
                     policies: Policies {
                         internal_local: port.internal_local,
                         external_local: port.external_local,
-                        has_any: true,
+                        has_any: port.cluster != 0,
+                        restricted: port.terminating & 1 != 0,
+                        host_allowed: false,
                     },
                     affinity_s: port.affinity_s,
                 });
@@ -241,8 +265,12 @@ impl Service {
         Desired { name, created_s: self.created_s, ports }
     }
 
+    fn cluster_ip(&self, number: u8, family: Family) -> IpAddr {
+        addr(family, [10, 96, self.cluster_ip, number])
+    }
+
     fn frontends(&self, number: u8, port: &Port, family: Family) -> Vec<Frontend> {
-        let cluster_ip = addr(family, [10, 96, self.cluster_ip, number]);
+        let cluster_ip = self.cluster_ip(number, family);
         let mut served = vec![(cluster_ip, FrontendKind::ClusterIp)];
         let external = [[192, 0, 2, 1], [192, 0, 2, 2], [10, 96, 0, 0]];
         for (bit, octets) in external.into_iter().enumerate() {

@@ -16,7 +16,9 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use lb_common::{
-    abi::{Addr, BackendId, Frontend, FrontendKey, L4Addr, Proto, Service, SockUdp, UdpPeer, maps},
+    abi::{
+        Addr, BackendId, Frontend, FrontendKey, FrontendKind, L4Addr, Proto, Service, SockUdp, UdpPeer, maps,
+    },
     datapath::sock::{REFUSING_UDP_PORT, uses_local_run},
 };
 
@@ -295,14 +297,16 @@ impl Served {
     fn may_connect(&self, to: L4Addr) -> bool {
         let any: Addr = to.addr.any();
         let key = |addr| FrontendKey::new(L4Addr { addr, port: to.port }, Proto::UDP);
-        let Some(frontend) = self.frontends.get(&key(to.addr)).or_else(|| self.frontends.get(&key(any)))
-        else {
-            return true;
-        };
+        let other_ports = FrontendKey::other_ports(to.addr);
+        let found = [key(to.addr), key(any), other_ports].iter().find_map(|key| self.frontends.get(key));
+        let Some(frontend) = found else { return true };
+        if frontend.kind == FrontendKind::OtherPorts as u8 {
+            return false;
+        }
         let service: Service = read(&*self.services, frontend.service.index);
         let is_local = uses_local_run(frontend.kind, service.flags);
         let run = if is_local { service.local } else { service.cluster };
-        run.count != 0
+        run.count != 0 || run.is_elsewhere()
     }
 }
 

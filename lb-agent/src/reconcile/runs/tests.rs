@@ -32,7 +32,11 @@ impl Bench {
     }
 
     /// Plans. Without room nothing has changed, see [`plan_runs`].
-    fn plan(&mut self, wanted: [Wanted<'_>; 2]) -> Result<Planned, NoRoom> {
+    fn plan(&mut self, sets: [Option<&[Target]>; 2]) -> Result<Planned, NoRoom> {
+        self.plan_wanted(sets.map(|set| set.map(|targets| Wanted { targets, elsewhere: false })))
+    }
+
+    fn plan_wanted(&mut self, wanted: [Option<Wanted<'_>>; 2]) -> Result<Planned, NoRoom> {
         let (mut plan, mut retired) = (Plan::default(), Retired::default());
         let room = (self.pool.backends.left(), self.pool.slots.left());
         match plan_runs(&self.maps, &mut self.pool, &self.now, wanted, (&mut plan, &mut retired)) {
@@ -114,7 +118,7 @@ proptest! {
     fn runs_list_what_is_wanted_and_nothing_in_use_is_touched(history in prop::collection::vec(wanted(), 1..12)) {
         let mut bench = Bench::new();
         for sets in &history {
-            let wanted: [Wanted<'_>; 2] = [sets[0].as_deref(), sets[1].as_deref()];
+            let wanted = [sets[0].as_deref(), sets[1].as_deref()];
             let Ok(planned) = bench.plan(wanted) else { continue };
 
             // Slots of the runs that are published stay as they are.
@@ -256,4 +260,25 @@ fn more_endpoints_than_a_run_can_count_are_cut_off() {
     assert_eq!(usize::from(bench.now.cluster.count), MOST_TARGETS);
     bench.assert_lists(bench.now.cluster, &many[..MOST_TARGETS], |_| Backend::IN_CLUSTER);
     assert_eq!(bench.plan([Some(&many), None]).unwrap().plan.len(), 0);
+}
+
+/// NE-2: why a run is empty is part of it, and published like everything else of it.
+#[test]
+fn an_empty_run_says_whether_others_serve_on_other_nodes() {
+    let mut bench = Bench::new();
+    let targets = [target(1)];
+    let mut become_local = |targets: &[Target], elsewhere, want: Run| {
+        let planned = bench.plan_wanted([None, Some(Wanted { targets, elsewhere })]).unwrap();
+        bench.perform(&planned);
+        let Run { base, count, .. } = bench.now.local;
+        assert_eq!((base, count), (want.base, want.count), "{elsewhere}");
+        assert_eq!(bench.now.local.is_elsewhere(), elsewhere && targets.is_empty());
+        let again = bench.plan_wanted([None, Some(Wanted { targets, elsewhere })]).unwrap();
+        assert_eq!((again.plan.len(), again.next.local), (0, bench.now.local));
+    };
+    become_local(&[], false, Run::EMPTY);
+    become_local(&[], true, Run::ELSEWHERE);
+    become_local(&targets, true, Run { base: 0, count: 1, generation: 0 });
+    become_local(&[], true, Run::ELSEWHERE);
+    become_local(&[], false, Run::EMPTY);
 }

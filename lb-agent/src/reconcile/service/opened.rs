@@ -69,6 +69,7 @@ impl Port<'_> {
                 internal_local: self.internal_local,
                 external_local: self.external_local,
                 has_any: self.cluster != 0,
+                ..Policies::default()
             },
             affinity_s: 0,
         };
