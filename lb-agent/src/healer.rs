@@ -1,14 +1,18 @@
-//! Starts `lb-agent heal-sockets` when refused UDP sockets may have become connectable.
+//! Starts `lb-agent heal-sockets` when refused UDP sockets may have become connectable, or backends of UDP sockets are gone.
 //!
 //! A process of its own: it enters the namespaces of pods, which this one never does.
 
 use std::{
-    collections::BTreeMap,
-    io,
+    collections::{BTreeMap, BTreeSet},
+    io, mem,
+    net::SocketAddr,
     os::fd::OwnedFd,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
     thread,
     time::Duration,
 };
@@ -27,9 +31,12 @@ const LIMIT: Duration = Duration::from_mins(1);
 pub struct Healed {
     /// Namespaces that were found.
     pub namespaces: usize,
-    /// Sockets that were connected to the refusing address.
+    /// Sockets that a Service without endpoints has refused, or whose Service had endpoints on other nodes only.
     pub refused: usize,
-    /// Those of them that are free now.
+    /// Sockets whose backend is gone.
+    #[serde(default)]
+    pub stale: usize,
+    /// Those of all of them that are free now.
     pub freed: usize,
     /// Why sockets may have been left as they are, and in which namespaces.
     pub failures: BTreeMap<String, Vec<String>>,
@@ -45,7 +52,46 @@ impl Healed {
 
 /// Asks for healing; what is asked for while a run has not begun is one run.
 #[derive(Debug)]
-pub struct Healer(SyncSender<()>);
+pub struct Healer {
+    asked: SyncSender<()>,
+    wanted: Arc<Mutex<Wanted>>,
+}
+
+/// What the next run is to look for besides refused sockets.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Wanted {
+    /// Sockets of backends that were at these addresses.
+    Gone(BTreeSet<SocketAddr>),
+    /// Sockets of any backend that is gone.
+    Everything,
+}
+
+/// More addresses than this are not named one by one: a command line has an end.
+const MOST_NAMED: usize = 1000;
+
+impl Wanted {
+    const NOTHING: Self = Self::Gone(BTreeSet::new());
+
+    fn add(&mut self, gone: impl IntoIterator<Item = SocketAddr>) {
+        if let Self::Gone(known) = self {
+            known.extend(gone);
+            if known.len() > MOST_NAMED {
+                *self = Self::Everything;
+            }
+        }
+    }
+
+    /// Arguments of the command.
+    fn arguments(&self) -> Vec<String> {
+        let addresses = match self {
+            Self::Everything => return Vec::new(),
+            // An address that no backend has: only refused sockets are looked for.
+            Self::Gone(gone) if gone.is_empty() => vec!["0.0.0.0:0".to_owned()],
+            Self::Gone(gone) => gone.iter().map(ToString::to_string).collect(),
+        };
+        vec!["--gone".to_owned(), addresses.join(",")]
+    }
+}
 
 impl Healer {
     /// Starts the thread that waits for the processes.
@@ -53,9 +99,12 @@ impl Healer {
     /// # Errors
     /// Those of the thread's creation.
     pub fn start(pin_dir: PathBuf) -> io::Result<Self> {
-        Self::with(move || {
+        Self::with(move |wanted| {
             let mut command = Command::new(OWN_PROGRAM);
-            command.args(["heal-sockets", "--output", "json", "--pin-dir"]).arg(&pin_dir);
+            command
+                .args(["heal-sockets", "--output", "json", "--pin-dir"])
+                .arg(&pin_dir)
+                .args(wanted.arguments());
             output_within(&mut command, LIMIT)
         })
     }
@@ -63,31 +112,46 @@ impl Healer {
     /// Asks for healing once the maps are programmed and the programs attached: an agent that stopped between a write and
     /// the healing after it has left sockets refused, and the next one finds nothing to write.
     pub fn heal_after_start(&self) {
-        self.heal();
+        *self.wanted() = Wanted::Everything;
+        self.heal([]);
     }
 
-    fn with(heal: impl FnMut() -> io::Result<Output> + Send + 'static) -> io::Result<Self> {
+    fn with(heal: impl FnMut(&Wanted) -> io::Result<Output> + Send + 'static) -> io::Result<Self> {
         let (asked, requests) = sync_channel(1);
-        thread::Builder::new().name("healer".into()).spawn(move || serve(&requests, heal))?;
-        Ok(Self(asked))
+        let wanted = Arc::new(Mutex::new(Wanted::NOTHING));
+        let known = Arc::clone(&wanted);
+        thread::Builder::new().name("healer".into()).spawn(move || serve(&requests, &known, heal))?;
+        Ok(Self { asked, wanted })
     }
 
-    /// Lets refused sockets be freed whose Service has endpoints by now.
-    pub fn heal(&self) {
+    /// Lets sockets be freed that were refused and whose Service has endpoints by now, and those of backends that were at `gone`.
+    pub fn heal(&self, gone: impl IntoIterator<Item = SocketAddr>) {
+        self.wanted().add(gone);
         // A request that waits already begins after this moment, and sees what it should.
-        let _already_asked = self.0.try_send(());
+        let _already_asked = self.asked.try_send(());
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, Wanted> {
+        // Whole at every moment.
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn serve(requests: &Receiver<()>, mut heal: impl FnMut() -> io::Result<Output>) {
+fn serve(
+    requests: &Receiver<()>,
+    wanted: &Mutex<Wanted>,
+    mut heal: impl FnMut(&Wanted) -> io::Result<Output>,
+) {
     let mut told = Told::default();
     while requests.recv().is_ok() {
-        let result = heal();
+        let wanted =
+            mem::replace(&mut *wanted.lock().unwrap_or_else(PoisonError::into_inner), Wanted::NOTHING);
+        let result = heal(&wanted);
         if let Ok(output) = &result {
-            debug!(result = %one_line(&output.stdout), "looked for refused UDP sockets");
+            debug!(result = %one_line(&output.stdout), "looked for UDP sockets that lead nowhere");
         }
         if let Some(reason) = told.news(problem(&result)) {
-            warn!(%reason, "connected UDP sockets that were refused may stay so until they connect anew");
+            warn!(%reason, "connected UDP sockets that lead nowhere may stay so until they connect anew");
         }
     }
 }
@@ -175,22 +239,49 @@ mod tests {
     fn requests_during_a_run_are_one_more_run_and_none_is_lost() {
         let (began, begins) = channel();
         let (end, ends) = channel::<()>();
-        let healer = Healer::with(move || {
+        let healer = Healer::with(move |_| {
             began.send(()).unwrap();
             ends.recv().unwrap();
             Ok(Output { status: ExitStatus::from_raw(0), stdout: vec![], stderr: vec![] })
         })
         .unwrap();
-        healer.heal();
+        healer.heal([]);
         begins.recv().unwrap();
         for _ in 0..5 {
-            healer.heal();
+            healer.heal([]);
         }
         end.send(()).unwrap();
         begins.recv().unwrap();
         drop(healer);
         end.send(()).unwrap();
         assert!(begins.recv().is_err(), "two runs");
+    }
+
+    /// CT-4: what is asked for while a run is under way belongs to the next one.
+    #[test]
+    fn every_address_is_looked_for_once() {
+        let (seen, runs) = channel();
+        let (end, ends) = channel::<()>();
+        let healer = Healer::with(move |wanted| {
+            seen.send(wanted.arguments()).unwrap();
+            ends.recv().unwrap();
+            Ok(Output { status: ExitStatus::from_raw(0), stdout: vec![], stderr: vec![] })
+        })
+        .unwrap();
+        let at = |last: u16| SocketAddr::from(([10, 1, 0, 1], last));
+        healer.heal([at(1)]);
+        assert_eq!(runs.recv().unwrap(), ["--gone", "10.1.0.1:1"]);
+        healer.heal([at(3), at(2)]);
+        healer.heal([at(2)]);
+        end.send(()).unwrap();
+        assert_eq!(runs.recv().unwrap(), ["--gone", "10.1.0.1:2,10.1.0.1:3"]);
+        healer.heal([]);
+        end.send(()).unwrap();
+        assert_eq!(runs.recv().unwrap(), ["--gone", "0.0.0.0:0"], "refused ones only");
+        healer.heal((0..=u16::try_from(MOST_NAMED).unwrap()).map(at));
+        end.send(()).unwrap();
+        assert_eq!(runs.recv().unwrap(), [""; 0], "all");
+        end.send(()).unwrap();
     }
 
     fn output(status: i32, stdout: &str, stderr: &str) -> Output {
@@ -271,7 +362,7 @@ mod tests {
     fn healing_goes_on_after_a_run_that_hung() {
         let (ended, ends) = channel();
         let mut scripts = [format!("exec sleep {FOR_EVER}"), "true".to_owned()].into_iter();
-        let healer = Healer::with(move || {
+        let healer = Healer::with(move |_| {
             let output = output_within(&mut shell(&scripts.next().unwrap()), Duration::from_secs(2));
             ended
                 .send(output.as_ref().map_err(io::Error::kind).map(|output| output.status.success()))
@@ -281,7 +372,7 @@ mod tests {
         .unwrap();
         healer.heal_after_start();
         assert_eq!(ends.recv().unwrap(), Err(io::ErrorKind::TimedOut));
-        healer.heal();
+        healer.heal([]);
         assert_eq!(ends.recv().unwrap(), Ok(true));
     }
 }

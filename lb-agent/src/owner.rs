@@ -14,6 +14,7 @@ mod report;
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -359,11 +360,17 @@ impl Owner {
         (running.flush_log)();
         // What had no room until now may have it.
         self.touched.extend(running.reconciler.settle()?);
+        let gone = running.reconciler.take_gone();
+        if !gone.is_empty() {
+            self.healer.heal(gone.into_iter().map(SocketAddr::from));
+        }
         if running.doubtful {
             running.reconciler.reload()?;
             running.doubtful = false;
             self.addresses_changed = true;
             self.everything()?;
+            // What had gone before the failure is not known any more.
+            self.healer.heal_after_start();
             if self.last_error.take().is_some() {
                 info!("the maps are programmed again");
             }
@@ -456,7 +463,7 @@ impl Owner {
         self.left_out.extend(outcome.left_out);
         self.touched.extend(outcome.again);
         if outcome.opened_udp {
-            self.healer.heal();
+            self.healer.heal([]);
         }
     }
 

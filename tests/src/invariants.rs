@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use lb_agent::maps::{Array, MapError, Maps, read};
 use lb_common::abi::{
-    Addr, Backend, BackendState, Config, Frontend, FrontendKey, FrontendKind, L4Addr, Run, Service,
+    Addr, Backend, BackendState, Config, Draining, Frontend, FrontendKey, FrontendKind, L4Addr, Run, Service,
     ServiceFlags, Slot, Words as _,
 };
 
@@ -76,6 +76,7 @@ impl Check<'_> {
         if frontends.iter().any(|key| key.addr.is_v4() != is_v4) {
             self.wrong.push(format!("service {id} has frontends of both families"));
         }
+        self.draining(id, service.draining, is_v4);
         self.run(id, "cluster", service.cluster, is_v4);
         if (service.local.base, service.local.count) != (service.cluster.base, service.cluster.count) {
             self.run(id, "local", service.local, is_v4);
@@ -102,6 +103,26 @@ impl Check<'_> {
         self.slots.push((run.base..end, id));
         for index in run.base..end {
             self.slot(id, which, index, is_v4);
+        }
+    }
+
+    /// Between two writes, one that drains may still be in a run too.
+    fn draining(&mut self, id: u32, draining: Draining, is_v4: bool) {
+        let Some((base, order)) = draining.region() else { return };
+        let end = base + (1 << order);
+        if end > self.maps.slots.entries(Slot::WORDS) {
+            self.wrong.push(format!("what drains of service {id} is outside lb_slots"));
+            return;
+        }
+        if let Some((_, other)) = self.slots.iter().find(|(taken, _)| taken.start < end && base < taken.end) {
+            self.wrong.push(format!("what drains of service {id} shares slots with service {other}"));
+        }
+        self.slots.push((base..end, id));
+        for index in base..end {
+            let slot: Slot = read(&*self.maps.slots, index);
+            if slot.backend.index != 0 {
+                self.slot(id, "draining", index, is_v4);
+            }
         }
     }
 

@@ -211,6 +211,7 @@ fn desired(n: u8, endpoints: u8) -> Desired {
             .map(|at| Target { at: ([10, 1, n, at], 8080).into(), terminating: false })
             .collect(),
         local: Vec::new(),
+        draining: Vec::new(),
         policies: Policies { has_any: endpoints != 0, ..Policies::default() },
         affinity_s: 0,
     };

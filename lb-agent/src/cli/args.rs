@@ -1,6 +1,6 @@
 //! The commands beside `run`, as clap reads them.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 
@@ -22,10 +22,10 @@ pub enum Tool {
     /// Leave the sockets of single network namespaces alone.
     #[command(subcommand)]
     Netns(NetnsCommand),
-    /// Free connected UDP sockets that a Service without endpoints has refused and that has some now.
+    /// Free connected UDP sockets that lead nowhere: refused by a Service that has endpoints now, or with a backend that is
+    /// gone.
     ///
-    /// The agent starts this by itself when such a Service gets endpoints. Such a socket hears ECONNABORTED once, and can
-    /// connect again. Looks into every network namespace that has a name or a process.
+    /// The agent starts this by itself when it is due. Such a socket hears ECONNABORTED once, and can connect again. Looks into every network namespace that has a name or a process.
     HealSockets(HealArgs),
     /// Detach the programs and remove every map: undo what `run` has done to this node.
     ///
@@ -127,6 +127,9 @@ pub struct IncludeArgs {
 /// `lb-agent heal-sockets`
 #[derive(Debug, Args)]
 pub struct HealArgs {
+    /// Of the sockets with backends that are gone, only those of backends at these addresses; without it all.
+    #[arg(long, value_name = "ADDRESS:PORT", value_delimiter = ',')]
+    pub gone: Vec<SocketAddr>,
     /// Where the pins are.
     #[command(flatten)]
     pub pins: PinArgs,

@@ -4,7 +4,9 @@
 
 use core::net::SocketAddr;
 
-use crate::model::{Endpoint, Family, NodeContext, Service, ServicePort, ServiceType, Slice, TrafficPolicy};
+use crate::model::{
+    Endpoint, Family, NodeContext, Protocol, Service, ServicePort, ServiceType, Slice, TrafficPolicy,
+};
 
 use super::{Target, frontends::Addresses};
 
@@ -49,6 +51,8 @@ pub(super) struct Chosen {
     pub(super) cluster: Vec<Target>,
     /// Sorted, without duplicates.
     pub(super) local: Vec<Target>,
+    /// See [`PortEntries::draining`](super::PortEntries::draining).
+    pub(super) draining: Vec<SocketAddr>,
     /// See [`Policies::has_any`](super::Policies::has_any).
     pub(super) has_any: bool,
 }
@@ -116,6 +120,11 @@ impl Candidate {
         self.is_terminating && !self.is_failing
     }
 
+    /// Ready, or serving and terminating: flows that it has may stay (CT-4).
+    const fn serves(&self) -> bool {
+        self.is_ready() || self.is_fallback()
+    }
+
     const fn is_local(&self) -> bool {
         !self.is_remote
     }
@@ -176,7 +185,13 @@ pub(super) fn choose(
     }
     if needs.uses_local() {
         chosen.local = ready_or_fallback(&candidates, Candidate::is_local, Candidate::is_local);
-        chosen.has_any |= candidates.iter().any(|candidate| candidate.is_ready() || candidate.is_fallback());
+        chosen.has_any |= candidates.iter().any(Candidate::serves);
+    }
+    if port.protocol == Protocol::Udp {
+        let is_in = |targets: &[Target], at| targets.binary_search_by_key(&at, |target| target.at).is_ok();
+        let serving = candidates.iter().filter(|candidate| candidate.serves()).map(|candidate| candidate.at);
+        chosen.draining =
+            serving.filter(|at| !is_in(&chosen.cluster, *at) && !is_in(&chosen.local, *at)).collect();
     }
     chosen
 }

@@ -79,6 +79,8 @@ pub struct PortEntries {
     pub cluster: Vec<Target>,
     /// Who serves connections of Local policy: sorted, without duplicates. Empty if no frontend uses it (SP-6).
     pub local: Vec<Target>,
+    /// Who serves and is in neither set, of a UDP port: flows that they have stay with them (CT-4). Sorted.
+    pub draining: Vec<SocketAddr>,
     /// Which frontends use which set.
     pub policies: Policies,
     /// `ClientIP` affinity: seconds, 1..=86400; 0 means none.

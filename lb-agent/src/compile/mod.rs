@@ -74,6 +74,7 @@ pub fn compile<'a>(
                     frontends: addresses.frontends(port),
                     cluster: chosen.cluster,
                     local: chosen.local,
+                    draining: chosen.draining,
                     policies: Policies {
                         internal_local: needs.internal_local,
                         external_local: needs.external_local,

@@ -194,6 +194,31 @@ fn a_fallback_target_is_marked_as_terminating() {
     assert!(!compile(&service(), [&published].into_iter(), &node("a")).ports[0].cluster[0].terminating);
 }
 
+/// CT-4: flows of a UDP port stay with whoever serves, whatever policy, topology or readiness say of new ones.
+#[rstest]
+#[case::one_that_terminates("iC", Protocol::Udp, "Rr TL", "1", "2")]
+#[case::one_in_another_zone("iC", Protocol::Udp, "Rr/a Rr/b", "1", "2")]
+#[case::one_on_another_node("iL", Protocol::Udp, "RL Rr", "1", "2")]
+#[case::not_one_that_does_not_serve("iC", Protocol::Udp, "RL NL", "1", "")]
+#[case::nobody_of_the_fallback("iC", Protocol::Udp, "TL Tr", "1 2", "")]
+#[case::tcp_has_no_state_to_keep("iC", Protocol::Tcp, "Rr TL", "1", "")]
+fn who_serves_and_is_in_no_set_drains(
+    #[case] flags: &str,
+    #[case] protocol: Protocol,
+    #[case] given: &str,
+    #[case] chosen: &str,
+    #[case] draining: &str,
+) {
+    let mut service = with_policies(flags);
+    service.ports[0].protocol = protocol;
+    let given = slice("s", &[slice_port("", protocol, 8080)], &endpoints(given));
+    let compiled = compile(&service, [&given].into_iter(), &node("a"));
+    let port = &compiled.ports[0];
+    assert_eq!(words(if flags == "iL" { &port.local } else { &port.cluster }), chosen);
+    let drains: Vec<Target> = port.draining.iter().map(|at| Target { at: *at, terminating: false }).collect();
+    assert_eq!(words(&drains), draining);
+}
+
 /// Frontends as text, but for the other ports of cluster IPs.
 fn frontends(compiled: &Compiled) -> Vec<String> {
     let all = compiled.ports.iter().flat_map(|port| {

@@ -142,6 +142,7 @@ mod tests {
             frontends: Vec::new(),
             cluster: (0..cluster).map(target).collect(),
             local: (0..local).map(target).collect(),
+            draining: Vec::new(),
             policies: Policies::default(),
             affinity_s: 0,
         };

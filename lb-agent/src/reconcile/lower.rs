@@ -154,6 +154,7 @@ mod tests {
                     frontends,
                     cluster: Vec::new(),
                     local: Vec::new(),
+                    draining: Vec::new(),
                     policies: Policies { internal_local, external_local, ..Policies::default() },
                     affinity_s: 0,
                 };

@@ -35,7 +35,7 @@ use std::{
     mem,
 };
 
-use lb_common::abi::{Addr, Address, Config, FrontendKey, SocketLb, Words as _, maps, meta};
+use lb_common::abi::{Addr, Address, Config, FrontendKey, L4Addr, SocketLb, Words as _, maps, meta};
 
 use crate::{
     compile::{PortEntries, PortKey},
@@ -141,6 +141,8 @@ pub struct Reconciler {
     socket_lb: SocketLb,
     /// See [`Outcome::opened_udp`]; until an outcome says it, which a failed pass does not have.
     opened_udp: bool,
+    /// See [`Reconciler::take_gone`].
+    gone_udp: Vec<L4Addr>,
     /// The memory of the last plan: empty.
     last_plan: Plan,
     /// A write has failed: what is known here is not what the maps hold.
@@ -243,6 +245,7 @@ impl Reconciler {
         while let Some(retired) = self.retirement.next(&*self.maps.grace) {
             self.write(|maps| retired.writes.iter().try_for_each(|write| write.apply(maps)))?;
             retired.give_back(&mut self.pool, &mut self.service_ids);
+            self.gone_udp.extend(retired.gone);
             has_settled = true;
         }
         if !has_settled {
@@ -251,6 +254,12 @@ impl Reconciler {
         let mut again = self.sated();
         again.append(&mut self.promised);
         Ok(again)
+    }
+
+    /// Addresses of backends of UDP ports that are gone since the last call: sockets may still be connected to them. What a failed
+    /// write has lost is not among them.
+    pub fn take_gone(&mut self) -> Vec<L4Addr> {
+        mem::take(&mut self.gone_udp)
     }
 
     /// Whether nothing waits for a grace period.

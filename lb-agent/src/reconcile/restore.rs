@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::{
-    Addr, Address, Backend, BackendState, FrontendKey, FrontendKind, L4Addr, Run, Service, ServiceId, Slot,
-    SocketLb, meta,
+    Addr, Address, Backend, BackendState, Draining, FrontendKey, FrontendKind, L4Addr, Run, Service,
+    ServiceId, Slot, SocketLb, Words as _, meta,
 };
 
 use super::{
@@ -42,6 +42,7 @@ impl Reconciler {
             promised: BTreeSet::new(),
             socket_lb,
             opened_udp: false,
+            gone_udp: Vec::new(),
             last_plan: Plan::default(),
             is_stale: true,
             maps,
@@ -180,7 +181,8 @@ impl Found {
     /// Reserves what a service refers to. A run that is not whole is emptied: the service refuses until it is planned.
     fn read_service(&mut self, maps: &Maps, id: u32, is_v4: bool) {
         self.service_ids.reserve(id);
-        let Service { cluster, local, .. } = read(&*maps.services, id);
+        let service: Service = read(&*maps.services, id);
+        let Service { cluster, local, draining, .. } = service;
         let mut members = Members { is_v4, by_id: BTreeMap::new(), by_addr: BTreeMap::new() };
         let cluster_whole = self.reserve_run(maps, cluster, &mut members);
         // An unused run repeats the used one: its region is taken once.
@@ -190,6 +192,19 @@ impl Found {
             self.reserve_run(maps, local, &mut members)
         };
         let first = id as usize * Service::WORDS;
+        let region = draining.region().and_then(|(base, order)| Region::aligned(base, order));
+        let draining_whole = region.is_some_and(|region| {
+            let slots = runs::draining_slots(&*maps.slots, draining);
+            self.reserve_region(maps, region, slots, &mut members)
+        });
+        if draining != Draining::NONE && !draining_whole {
+            let [.., word] = Service { draining: Draining::NONE, ..service }.to_words();
+            self.repairs.push(Write::Word {
+                array: ArrayId::Services,
+                index: first + Service::GENERATION_WORD,
+                word,
+            });
+        }
         for (whole, at, run) in
             [(cluster_whole, Service::CLUSTER_WORD, cluster), (local_whole, Service::LOCAL_WORD, local)]
         {
@@ -209,12 +224,22 @@ impl Found {
         let Some(region) = Region::of_run(run.base, run.count) else {
             return false;
         };
+        self.reserve_region(maps, region, runs::slots_of(&*maps.slots, run), members)
+    }
+
+    /// The same for any slots of a region.
+    fn reserve_region(
+        &mut self,
+        maps: &Maps,
+        region: Region,
+        mut slots: impl Iterator<Item = Slot>,
+        members: &mut Members,
+    ) -> bool {
         if !self.pool.slots.reserve(region) {
             return false;
         }
         let mut reserved = Vec::new();
-        let whole = runs::slots_of(&*maps.slots, run)
-            .all(|slot| self.reserve_slot(maps, &slot, members, &mut reserved));
+        let whole = slots.all(|slot| self.reserve_slot(maps, &slot, members, &mut reserved));
         if !whole {
             self.pool.slots.give_back(region);
             for id in reserved {

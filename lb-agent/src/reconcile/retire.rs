@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use lb_common::abi::BackendId;
+use lb_common::abi::{BackendId, L4Addr};
 
 use super::{Ids, Pool, plan::Write, slots::Region};
 use crate::maps::Grace;
@@ -21,6 +21,8 @@ pub(super) struct Retired {
     pub(super) backends: Vec<BackendId>,
     /// Service ids.
     pub(super) services: Vec<u32>,
+    /// Addresses of those backends that UDP sockets may be connected to.
+    pub(super) gone: Vec<L4Addr>,
 }
 
 impl Retired {

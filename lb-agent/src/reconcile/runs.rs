@@ -2,9 +2,9 @@
 //!
 //! What the maps hold is read from the maps: nothing here remembers endpoints, so nothing can disagree with them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
-use lb_common::abi::{Backend, BackendId, BackendState, L4Addr, Run, Service, Slot, Words as _};
+use lb_common::abi::{Backend, BackendId, BackendState, Draining, L4Addr, Run, Service, Slot, Words as _};
 
 use super::{
     NoRoom,
@@ -48,10 +48,18 @@ pub(super) fn slots_of(slots: &dyn Array, run: Run) -> impl Iterator<Item = Slot
     (0..u32::from(run.count)).map(move |offset| read(slots, run.base.wrapping_add(offset)))
 }
 
-/// The regions that the two runs of a service own; one if they are the same.
-pub(super) fn regions_of(cluster: Run, local: Run) -> impl Iterator<Item = Region> + Clone {
-    let [cluster, local] = [cluster, local].map(|run| Region::of_run(run.base, run.count));
-    cluster.into_iter().chain(local.filter(|region| cluster != Some(*region)))
+/// The slots of draining backends, as they are in the map.
+pub(super) fn draining_slots(slots: &dyn Array, draining: Draining) -> impl Iterator<Item = Slot> {
+    let (base, size) = draining.region().map_or((0, 0), |(base, order)| (base, 1_u32 << order));
+    let all = (0..size).map(move |offset| read::<{ Slot::WORDS }, Slot>(slots, base.wrapping_add(offset)));
+    all.filter(|slot| slot.backend != BackendId::NONE)
+}
+
+/// The regions that a service owns: those of its two runs, one if they are the same, and that of what drains.
+pub(super) fn regions_of(service: &Service) -> impl Iterator<Item = Region> + Clone {
+    let [cluster, local] = [service.cluster, service.local].map(|run| Region::of_run(run.base, run.count));
+    let draining = service.draining.region().and_then(|(base, order)| Region::aligned(base, order));
+    cluster.into_iter().chain(local.filter(|region| cluster != Some(*region))).chain(draining)
 }
 
 /// A backend of the service port.
@@ -60,15 +68,18 @@ struct Member {
     id: BackendId,
     /// As the map holds it.
     now: Backend,
-    /// As it should be: [`Backend::runs`], and whether it terminates.
+    /// As it should be: [`Backend::runs`], whether it terminates, whether it keeps what it has although no run lists it.
     runs: u8,
     terminating: bool,
+    drains: bool,
 }
 
 type Members = BTreeMap<L4Addr, Member>;
 
-/// Computes the runs of a service and adds the writes that make them to the plan, but for the words of the service
-/// itself: those are returned. An unused run repeats the used one.
+/// Computes the runs of a service, and what drains beside them, and adds the writes that make them to the plan, but for the
+/// words of the service itself: the service is returned as it should be. An unused run repeats the used one.
+///
+/// Who is in `draining`, is a backend already and is in no run any more keeps its id; where there is no room for that, it does not.
 ///
 /// # Errors
 /// [`NoRoom`]; plan, pool and `retired` are as before.
@@ -76,11 +87,11 @@ pub(super) fn plan_runs(
     maps: &Maps,
     pool: &mut Pool,
     now: &Service,
-    wanted: [Option<Wanted<'_>>; 2],
+    (wanted, draining): ([Option<Wanted<'_>>; 2], &[SocketAddr]),
     (plan, retired): (&mut Plan, &mut Retired),
-) -> Result<(Run, Run), NoRoom> {
+) -> Result<Service, NoRoom> {
     let runs = [now.cluster, now.local];
-    let mut members = current_members(maps, runs);
+    let mut members = current_members(maps, now);
     let same: [bool; 2] =
         core::array::from_fn(|at| wanted[at].is_none_or(|wanted| is_same(maps, runs[at], wanted)));
     let news = newcomers(wanted, &members);
@@ -88,7 +99,8 @@ pub(super) fn plan_runs(
     let regions = take_regions(pool, wanted, same)?;
     let ids = take_ids(pool, news.len()).inspect_err(|_| give_back(pool, regions))?;
     for (at, id) in news.into_iter().zip(ids) {
-        members.insert(at, Member { id, now: read(&*maps.backends, id.index), runs: 0, terminating: false });
+        let now = read(&*maps.backends, id.index);
+        members.insert(at, Member { id, now, runs: 0, terminating: false, drains: false });
     }
     mark(&mut members, wanted);
     let next: [Run; 2] = core::array::from_fn(|at| match wanted[at] {
@@ -101,26 +113,91 @@ pub(super) fn plan_runs(
         [None, Some(_)] => (next[1], next[1]),
         _ => (next[0], next[1]),
     };
+    let draining = drain(maps, &mut pool.slots, now.draining, (&mut members, draining), plan);
+    let next = Service { cluster, local, draining, ..*now };
     states(plan, retired, &members);
-    let kept = regions_of(cluster, local);
+    let kept = regions_of(&next);
     let is_left = |region: &Region| kept.clone().all(|kept| kept != *region);
-    retired.regions.extend(regions_of(now.cluster, now.local).filter(is_left));
-    Ok((cluster, local))
+    retired.regions.extend(regions_of(now).filter(is_left));
+    Ok(next)
 }
 
-/// Everybody whom the two runs of a service list, with nobody wanted yet.
-fn current_members(maps: &Maps, runs: [Run; 2]) -> Members {
-    let [cluster, local] = runs;
+/// Everybody whom a service lists, with nobody wanted yet.
+fn current_members(maps: &Maps, service: &Service) -> Members {
+    let Service { cluster, local, draining, .. } = *service;
     let second = (local != cluster).then_some(local);
     [Some(cluster), second]
         .into_iter()
         .flatten()
         .flat_map(|run| slots_of(&*maps.slots, run))
+        .chain(draining_slots(&*maps.slots, draining))
         .map(|slot| {
             let now = read(&*maps.backends, slot.backend.index);
-            (slot.at(), Member { id: slot.backend, now, runs: 0, terminating: false })
+            (slot.at(), Member { id: slot.backend, now, runs: 0, terminating: false, drains: false })
         })
         .collect()
+}
+
+/// Marks the members that are in no run and in `serving`, and lists them in slots of their own.
+fn drain(
+    maps: &Maps,
+    free: &mut Slots,
+    now: Draining,
+    (members, serving): (&mut Members, &[SocketAddr]),
+    plan: &mut Plan,
+) -> Draining {
+    let serves = |at: &L4Addr| serving.iter().any(|serving| L4Addr::from(*serving) == *at);
+    let leavers: Vec<L4Addr> = members
+        .iter()
+        .filter(|(at, member)| member.runs == 0 && member.now.state != BackendState::Free as u8 && serves(at))
+        .map(|(at, _)| *at)
+        .collect();
+    let Some(count) = u16::try_from(leavers.len()).ok().filter(|count| *count != 0) else {
+        return Draining::NONE;
+    };
+    let known: Vec<L4Addr> = draining_slots(&*maps.slots, now).map(|slot| slot.at()).collect();
+    let draining = if known == leavers {
+        now
+    } else {
+        let Some(region) = free.take(count) else { return Draining::NONE };
+        let Some(draining) = Draining::new(region.base, region.order) else {
+            free.give_back(region);
+            return Draining::NONE;
+        };
+        let slots = leavers
+            .iter()
+            .filter_map(|at| Some((*at, members.get(at)?)))
+            .map(|(at, member)| slot(at, member));
+        let size = 1_usize << region.order;
+        for (offset, slot) in slots.chain(core::iter::repeat(Slot::FREE)).take(size).enumerate() {
+            write_slot(plan, region.base as usize + offset, slot);
+        }
+        draining
+    };
+    for at in leavers {
+        if let Some(member) = members.get_mut(&at) {
+            member.drains = true;
+        }
+    }
+    draining
+}
+
+/// The slot of a backend at an address.
+fn slot(at: L4Addr, member: &Member) -> Slot {
+    Slot {
+        addr: at.addr,
+        port: at.port,
+        flags: 0,
+        backend: member.id,
+        generation: member.now.generation,
+        pad: 0,
+    }
+}
+
+fn write_slot(plan: &mut Plan, index: usize, slot: Slot) {
+    for (offset, word) in slot.to_words().into_iter().enumerate() {
+        plan.word(Phase::Slots, ArrayId::Slots, index * Slot::WORDS + offset, word);
+    }
 }
 
 /// Notes which runs want which member.
@@ -214,32 +291,24 @@ fn publish(
         return Run { generation, ..wanted.empty() };
     };
     let targets = wanted.targets;
-    for (slot, target) in (region.base as usize..).zip(targets.iter().take(MOST_TARGETS)) {
+    for (index, target) in (region.base as usize..).zip(targets.iter().take(MOST_TARGETS)) {
         let at = L4Addr::from(target.at);
         let member = members.get(&at).expect("every target has been made a member");
-        let slot_words = Slot {
-            addr: at.addr,
-            port: at.port,
-            flags: 0,
-            backend: member.id,
-            generation: member.now.generation,
-            pad: 0,
-        };
-        for (offset, word) in slot_words.to_words().into_iter().enumerate() {
-            plan.word(Phase::Slots, ArrayId::Slots, slot * Slot::WORDS + offset, word);
-        }
+        write_slot(plan, index, slot(at, member));
     }
     Run { base: region.base, count: count_of(targets), generation }
 }
 
 /// Adds the states of all members to the plan: newcomers before any run names them, leavers after no run does.
 fn states(plan: &mut Plan, retired: &mut Retired, members: &Members) {
-    for member in members.values() {
-        let (phase, next) = if member.runs == 0 {
+    for (at, member) in members {
+        let (phase, next) = if member.runs == 0 && !member.drains {
             retired.backends.push(member.id);
+            retired.gone.push(*at);
             (Phase::States, freed_backend(member.now))
         } else {
-            let state = if member.terminating { BackendState::Terminating } else { BackendState::Active };
+            let leaves = member.terminating || member.drains;
+            let state = if leaves { BackendState::Terminating } else { BackendState::Active };
             let generation = member.now.generation;
             let next = Backend { generation, state: state as u8, runs: member.runs, pad: 0 };
             (Phase::Backends, next)

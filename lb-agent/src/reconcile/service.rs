@@ -1,10 +1,11 @@
 //! Planning one Service: which of its ports have an id, which frontends they own, which words say so.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     abi::{
-        BackendId, Frontend, FrontendKey, FrontendKind, Run, Service, ServiceFlags, ServiceId, Words as _,
+        BackendId, Frontend, FrontendKey, FrontendKind, L4Addr, Proto, Service, ServiceFlags, ServiceId,
+        Words as _,
     },
     datapath::sock::uses_local_run,
 };
@@ -188,15 +189,18 @@ impl Reconciler {
             used.cluster.then_some(Wanted { targets: &entries.cluster, elsewhere: false }),
             used.local.then_some(Wanted { targets: &entries.local, elsewhere: entries.policies.has_any }),
         ];
+        let gone = pass.retired.gone.len();
         let out = (&mut pass.plan, &mut pass.retired);
-        let (cluster, local) =
-            plan_runs(&self.maps, &mut self.pool, &now, wanted, out).inspect_err(|_| {
-                if known.is_none() {
-                    self.service_ids.give_back(id);
-                }
-            })?;
-        let flags = lower::flags(entries.policies);
-        let next = next_service(&now, (cluster, local), flags, entries.affinity_s);
+        let listed = (wanted, &*entries.draining);
+        let planned = plan_runs(&self.maps, &mut self.pool, &now, listed, out).inspect_err(|_| {
+            if known.is_none() {
+                self.service_ids.give_back(id);
+            }
+        })?;
+        if entries.key.protocol != Protocol::Udp {
+            pass.retired.gone.truncate(gone);
+        }
+        let next = next_service(&now, planned, lower::flags(entries.policies), entries.affinity_s);
         plan_service_words(&mut pass.plan, id, &now, &next);
         self.opened_udp |= entries.key.protocol == Protocol::Udp
             && wins.iter().any(|win| self.opens(id, *win, [&now, &next]));
@@ -280,6 +284,7 @@ impl Reconciler {
 
     /// Plans the end of a service id: its frontends now, its words and its backends after a grace period.
     pub(super) fn plan_removal(&mut self, id: u32, pass: &mut Pass) {
+        let is_udp = self.frontends.of(id).iter().any(|key| key.proto == Proto::UDP);
         for key in self.frontends.of(id).to_vec() {
             self.plan_release(key, pass);
         }
@@ -289,17 +294,21 @@ impl Reconciler {
         }
         let now: Service = read(&*self.maps.services, id);
         let retired = &mut pass.retired;
-        let backends: BTreeSet<u32> = [now.cluster, now.local]
+        let backends: BTreeMap<u32, L4Addr> = [now.cluster, now.local]
             .into_iter()
             .flat_map(|run| runs::slots_of(&*self.maps.slots, run))
-            .map(|slot| slot.backend.index)
+            .chain(runs::draining_slots(&*self.maps.slots, now.draining))
+            .map(|slot| (slot.backend.index, slot.at()))
             .collect();
         retired.writes.extend(cleared_service(id, &now));
-        for index in backends {
+        for (index, at) in backends {
             retired.writes.push(runs::free_backend(&self.maps, index));
             retired.backends.push(BackendId { index });
+            if is_udp {
+                retired.gone.push(at);
+            }
         }
-        retired.regions.extend(runs::regions_of(now.cluster, now.local));
+        retired.regions.extend(runs::regions_of(&now));
         retired.services.push(id);
     }
 
@@ -347,16 +356,11 @@ const fn serves(service: &Service, kind: FrontendKind) -> bool {
 }
 
 /// The words that a service should have.
-const fn next_service(
-    now: &Service,
-    (cluster, local): (Run, Run),
-    flags: ServiceFlags,
-    affinity_s: u32,
-) -> Service {
+const fn next_service(now: &Service, planned: Service, flags: ServiceFlags, affinity_s: u32) -> Service {
     // Affinity entries from an earlier time with affinity must not come back (SA-5).
     let switched_on = now.affinity_s == 0 && affinity_s != 0;
     let generation = if switched_on { now.generation.wrapping_add(1) } else { now.generation };
-    Service { cluster, local, flags, affinity_s, generation, pad: 0 }
+    Service { flags, affinity_s, generation, ..planned }
 }
 
 /// Adds the words of a service that change, in an order in which every mixture of old and new is valid: first the

@@ -24,8 +24,16 @@ impl Region {
         if count == 0 {
             return None;
         }
-        let order = order_for(count);
-        if base & (size_of_order(order) - 1) != 0 { None } else { Some(Self { base, order }) }
+        Self::aligned(base, order_for(count))
+    }
+
+    /// The region of these numbers; nothing if no region of that size begins there.
+    pub(super) const fn aligned(base: u32, order: u8) -> Option<Self> {
+        if order as u32 > HIGHEST_ORDER || base & (size_of_order(order) - 1) != 0 {
+            None
+        } else {
+            Some(Self { base, order })
+        }
     }
 }
 

@@ -39,6 +39,9 @@ pub struct Slot {
 impl Slot {
     /// Words of one value.
     pub const WORDS: usize = 4;
+    /// Nobody's.
+    pub const FREE: Self =
+        Self { addr: Addr::ANY_V6, port: 0, flags: 0, backend: BackendId::NONE, generation: 0, pad: 0 };
 
     /// Address and port of the backend.
     pub const fn at(&self) -> L4Addr {
@@ -83,7 +86,7 @@ pub enum BackendState {
     Free = 0,
     /// Serves new and existing flows.
     Active = 1,
-    /// Serves existing flows; new ones only while its run lists it.
+    /// Serves existing flows; new ones only while its run lists it. Of a UDP port, ready ones too that no run lists.
     Terminating = 2,
 }
 

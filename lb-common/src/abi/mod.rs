@@ -37,7 +37,7 @@ pub use backend::{Backend, BackendId, BackendState, Slot};
 pub use config::{Address, Config, Netns, SocketLb};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use reason::Reason;
-pub use service::{Run, Service, ServiceFlags, ServiceId};
+pub use service::{Draining, Run, Service, ServiceFlags, ServiceId};
 pub use sock::{SockTcp, SockUdp, UDP_PEERS, UdpPeer};
 
 /// A map value that programs and the agent exchange in aligned 8-byte words, each loaded and stored whole.

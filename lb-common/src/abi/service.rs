@@ -104,8 +104,40 @@ pub struct Service {
     pub affinity_s: u32,
     /// Raised when affinity is switched on and when the id gets a new owner: older affinity entries are void.
     pub generation: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Backends that keep what they have and get nothing new.
+    pub draining: Draining,
+}
+
+/// The slots of backends of a UDP port that serve and are in no run: flows that they have stay with them (CT-4). Only the agent
+/// reads it, to know them again.
+///
+/// A region of slots in one word half: its first slot, and its size as a power of two. Slots of it without a backend are free.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Draining {
+    /// `first slot << 5 | exponent + 1`; 0 means nobody.
+    pub region: u32,
+}
+
+impl Draining {
+    /// Nobody.
+    pub const NONE: Self = Self { region: 0 };
+
+    /// A region of `2^order` slots; nothing if its numbers do not fit.
+    pub const fn new(base: u32, order: u8) -> Option<Self> {
+        if base >= 1 << 27 || order > 16 {
+            return None;
+        }
+        Some(Self { region: base << 5 | (order as u32 + 1) })
+    }
+
+    /// First slot and exponent of the size.
+    pub const fn region(self) -> Option<(u32, u8)> {
+        match self.region & 31 {
+            0 => None,
+            order => Some((self.region >> 5, (order - 1) as u8)),
+        }
+    }
 }
 
 impl Service {
@@ -117,7 +149,7 @@ impl Service {
     pub const LOCAL_WORD: usize = 1;
     /// Index of the word that holds [`Service::flags`] and [`Service::affinity_s`].
     pub const FLAGS_WORD: usize = 2;
-    /// Index of the word that holds [`Service::generation`].
+    /// Index of the word that holds [`Service::generation`] and [`Service::draining`].
     pub const GENERATION_WORD: usize = 3;
 
     /// An id that nobody owns, as the kernel creates it.
@@ -127,7 +159,7 @@ impl Service {
         flags: ServiceFlags { bits: 0 },
         affinity_s: 0,
         generation: 0,
-        pad: 0,
+        draining: Draining::NONE,
     };
 }
 
@@ -137,20 +169,20 @@ impl Words<4> for Service {
             self.cluster.to_word(),
             self.local.to_word(),
             join32(self.flags.bits, self.affinity_s),
-            join32(self.generation, self.pad),
+            join32(self.generation, self.draining.region),
         ]
     }
 
     fn from_words([cluster, local, flags, generation]: [u64; 4]) -> Self {
         let (bits, affinity_s) = split32(flags);
-        let (generation, pad) = split32(generation);
+        let (generation, region) = split32(generation);
         Self {
             cluster: Run::from_word(cluster),
             local: Run::from_word(local),
             flags: ServiceFlags { bits },
             affinity_s,
             generation,
-            pad,
+            draining: Draining { region },
         }
     }
 }
@@ -175,6 +207,17 @@ mod tests {
             let slot = run.pick(random).unwrap();
             prop_assert!(slot >= base && slot < base + u32::from(count));
         }
+    }
+
+    #[test]
+    fn a_region_of_draining_backends_is_one_number() {
+        assert_eq!(Draining::NONE.region(), None);
+        for (base, order) in [(0, 0), (64, 6), ((1 << 27) - 1, 0), (1 << 16, 16)] {
+            let draining = Draining::new(base, order).unwrap();
+            assert_ne!(draining, Draining::NONE);
+            assert_eq!(draining.region(), Some((base, order)));
+        }
+        assert_eq!((Draining::new(1 << 27, 0), Draining::new(0, 17)), (None, None));
     }
 
     #[test]

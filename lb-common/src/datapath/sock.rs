@@ -106,6 +106,17 @@ fn connect_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, proto: Proto, to
         }
         return Verdict::Pass;
     };
+    if served.run.is_elsewhere() {
+        tables.count(Reason::Elsewhere);
+        if tcp {
+            socket.forget_tcp();
+        } else {
+            // To itself: so it is found and freed when somebody serves here, for what it sends passes no hook.
+            let silent = UdpPeer::new(served.service, to, to, (BackendId::NONE, 0));
+            remember_udp(tables, socket, &silent);
+        }
+        return Verdict::Pass;
+    }
     let Chosen { target, backend, generation } = if let Some(chosen) = choose(tables, &served) {
         tables.count(Reason::Connect);
         chosen
@@ -147,6 +158,10 @@ fn send_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, to: L4Addr) -> Verd
     let Some(served) = resolve(tables, socket, Proto::UDP, to) else {
         return Verdict::Pass;
     };
+    if served.run.is_elsewhere() {
+        tables.count(Reason::Elsewhere);
+        return Verdict::Pass;
+    }
     let service = served.service;
     let opened = socket.open_udp(false);
     if opened
@@ -280,10 +295,6 @@ fn served<T: Tables>(tables: &T, frontend: Frontend, client: Client, host: bool)
     } else {
         (tables.cluster_run(service)?, Backend::IN_CLUSTER)
     };
-    if run.is_elsewhere() {
-        tables.count(Reason::Elsewhere);
-        return None;
-    }
     Some(Served { service, client, run, affinity_s, member })
 }
 

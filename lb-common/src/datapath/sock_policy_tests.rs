@@ -7,7 +7,9 @@ use super::{
     sock_tests::{POD, at, word, world},
 };
 use crate::{
-    abi::{Frontend, FrontendKey, FrontendKind, Proto, Reason, Run, ServiceFlags, ServiceId, SocketLb},
+    abi::{
+        BackendId, Frontend, FrontendKey, FrontendKind, Proto, Reason, Run, ServiceFlags, ServiceId, SocketLb,
+    },
     host::{MemSocket, MemTables},
 };
 use std::string::String;
@@ -99,6 +101,21 @@ fn a_socket_that_nobody_answers_forgets_what_it_was() {
     (service.flags, service.local) = (ServiceFlags::INTERNAL_LOCAL, Run::ELSEWHERE);
     assert_eq!(word(connect(&world, &mut socket, Proto::TCP, at("10.96.0.10:80"))), "pass");
     assert_eq!(super::sock::peer(&socket, at("10.1.0.1:8080")), None);
+}
+
+/// What a connected UDP socket sends passes no hook, so it is remembered for whoever may free it later.
+#[test]
+fn a_connected_udp_socket_that_nobody_answers_remembers_where_it_wanted() {
+    let mut world = world();
+    let service = world.services.get_mut(&ServiceId { index: 2 }).unwrap();
+    (service.flags, service.local) = (ServiceFlags::INTERNAL_LOCAL, Run::ELSEWHERE);
+    let mut socket = MemSocket::in_pod(POD);
+    let to = at("10.96.0.10:53");
+    assert_eq!(word(connect(&world, &mut socket, Proto::UDP, to)), "pass");
+    let pair = *socket.udp.as_ref().unwrap().behind(to).unwrap();
+    assert_eq!((pair.frontend(), pair.backend), (to, BackendId::NONE));
+    assert_eq!(word(send(&world, &mut MemSocket::in_pod(POD), to)), "pass");
+    assert_eq!(world.counted(Reason::Elsewhere), 2);
 }
 
 /// SR-1, SR-3: for load-balancer addresses only. A hook knows the address of the host, not that of a pod.

@@ -177,6 +177,7 @@ pub(crate) fn desired(number: u32, change: u32) -> Desired {
         frontends: vec![Frontend { at: frontend(number), kind: FrontendKind::ClusterIp }],
         cluster: endpoints(number, change).into_iter().map(|at| Target { at, terminating: false }).collect(),
         local: Vec::new(),
+        draining: Vec::new(),
         policies: Policies { has_any: true, ..Policies::default() },
         affinity_s: 0,
     };

@@ -2,8 +2,8 @@
 
 use lb_agent::maps::Maps;
 use lb_common::abi::{
-    Addr, Backend, BackendId, Frontend, FrontendKey, L4Addr, Proto, Run, Service, ServiceFlags, ServiceId,
-    Slot, Words as _,
+    Addr, Backend, BackendId, Draining, Frontend, FrontendKey, L4Addr, Proto, Run, Service, ServiceFlags,
+    ServiceId, Slot, Words as _,
 };
 use proptest::prelude::*;
 
@@ -20,14 +20,15 @@ fn run() -> impl Strategy<Value = Run> {
 }
 
 fn service() -> impl Strategy<Value = Service> {
-    (run(), run(), any::<bool>(), 0_u32..3, 0_u32..2, 0_u32..3).prop_map(
-        |(cluster, other, is_alias, bits, affinity_s, generation)| Service {
+    let draining = prop_oneof![3 => Just(0), 2 => (0_u32..64, 1_u32..4).prop_map(|(base, order)| base << 5 | order), 1 => any::<u32>()];
+    (run(), run(), any::<bool>(), 0_u32..3, 0_u32..2, (0_u32..3, draining)).prop_map(
+        |(cluster, other, is_alias, bits, affinity_s, (generation, region))| Service {
             cluster,
             local: if is_alias { cluster } else { other },
             flags: ServiceFlags { bits },
             affinity_s,
             generation,
-            pad: 0,
+            draining: Draining { region },
         },
     )
 }

@@ -42,6 +42,7 @@ impl Named {
             frontends: frontends.collect(),
             cluster: (0..endpoints).map(target).collect(),
             local: Vec::new(),
+            draining: Vec::new(),
             policies: Policies { has_any: endpoints != 0, ..Policies::default() },
             affinity_s: 0,
         });

@@ -250,6 +250,7 @@ impl Service {
                     frontends: others.into_iter().chain(self.frontends(number, port, family)).collect(),
                     cluster: port.targets(port.cluster, family),
                     local: port.targets(port.local, family),
+                    draining: port.draining(family),
                     policies: Policies {
                         internal_local: port.internal_local,
                         external_local: port.external_local,
@@ -290,6 +291,12 @@ impl Service {
 }
 
 impl Port {
+    /// Of UDP ports: half of those that are in no set.
+    fn draining(&self, family: Family) -> Vec<SocketAddr> {
+        let bits = if self.is_udp { !self.cluster & !self.local & 0x55 } else { 0 };
+        self.targets(bits, family).into_iter().map(|target| target.at).collect()
+    }
+
     fn targets(&self, bits: u8, family: Family) -> Vec<Target> {
         (0..8_u8)
             .filter(|bit| bits & (1 << bit) != 0)

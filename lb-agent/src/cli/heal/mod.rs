@@ -1,8 +1,9 @@
-//! `lb-agent heal-sockets`: connected UDP sockets that were refused get another chance.
+//! `lb-agent heal-sockets`: connected UDP sockets that lead nowhere get another chance.
 //!
-//! A UDP socket that connects to a Service without endpoints is connected to an address that refuses, and no hook sees what
-//! it sends. When the Service has endpoints, such a socket is freed: it hears `ECONNABORTED` once, and can connect again.
-//! Only a process that can enter the namespaces of pods can do that, so it is a process of its own that the agent starts.
+//! No hook sees what a connected UDP socket sends. One that connects to a Service without endpoints is connected to an
+//! address that refuses, or, if the endpoints are on other nodes only, to the Service's own; one whose backend is gone goes on
+//! sending to an address that may be another pod's by now (CT-4). When the Service has endpoints, or the backend is gone, such a
+//! socket is freed: it hears `ECONNABORTED` once, and can connect again. Only a process that can enter the namespaces of pods can do that, so it is a process of its own that the agent starts.
 
 mod diag;
 mod memory;
@@ -17,7 +18,8 @@ use std::{
 use anyhow::{Context as _, bail};
 use lb_common::{
     abi::{
-        Addr, BackendId, Frontend, FrontendKey, FrontendKind, L4Addr, Proto, Service, SockUdp, UdpPeer, maps,
+        Addr, Backend, BackendId, Frontend, FrontendKey, FrontendKind, L4Addr, Proto, Service, SockUdp,
+        UdpPeer, maps,
     },
     datapath::sock::{REFUSING_UDP_PORT, uses_local_run},
 };
@@ -36,14 +38,15 @@ use crate::{
 use diag::{Connected, Diag};
 use memory::{Holders, Memory};
 
-/// Frees every refused socket whose Service has endpoints now.
+/// Frees every socket that leads nowhere and need not.
 pub(super) fn run(args: &HealArgs) -> anyhow::Result<()> {
     let pinned = Pinned::open(&args.pins.pin_dir)?;
-    let healed = heal(&pinned)?;
+    let gone = (!args.gone.is_empty()).then(|| args.gone.iter().copied().map(L4Addr::from).collect());
+    let healed = heal(&pinned, gone.as_ref())?;
     print(&args.output, &healed, |healed| {
         let mut text = format!(
-            "{} refused sockets in {} network namespaces, {} freed",
-            healed.refused, healed.namespaces, healed.freed
+            "{} refused sockets and {} of backends that are gone in {} network namespaces, {} freed",
+            healed.refused, healed.stale, healed.namespaces, healed.freed
         );
         for (why, namespaces) in &healed.failures {
             // Writing to a string cannot fail.
@@ -52,7 +55,7 @@ pub(super) fn run(args: &HealArgs) -> anyhow::Result<()> {
         text
     })?;
     if let Some(why) = healed.problem() {
-        bail!("refused sockets may have been left as they are: {why}");
+        bail!("sockets that lead nowhere may have been left as they are: {why}");
     }
     Ok(())
 }
@@ -64,8 +67,12 @@ const NO_NAMESPACES: &str =
 /// How often a socket's holder is looked for: it may hand the socket to another process meanwhile.
 const ATTEMPTS: usize = 2;
 
-fn heal(pinned: &Pinned) -> anyhow::Result<Healed> {
+/// `gone` are the only addresses whose backends may have gone; without, all may.
+fn heal(pinned: &Pinned, gone: Option<&HashSet<L4Addr>>) -> anyhow::Result<Healed> {
     let storage = pinned.descriptor(maps::SOCK_UDP)?;
+    let served = Served::read(pinned)?;
+    let wanted =
+        |peer: L4Addr| is_refusing(peer) || gone.is_none_or(|gone| gone.contains(&peer)) || served.has(peer);
     let mut healed = Healed::default();
     let mut candidates: Vec<(Namespace, Vec<Connected>)> = Vec::new();
     let (all, is_partial) = namespaces::seen();
@@ -76,7 +83,7 @@ fn heal(pinned: &Pinned) -> anyhow::Result<Healed> {
     }
     for namespace in all {
         healed.namespaces += 1;
-        let sockets = candidates_in(&namespace, &mut healed);
+        let sockets = candidates_in(&namespace, &wanted, &mut healed);
         if !sockets.is_empty() {
             candidates.push((namespace, sockets));
         }
@@ -84,7 +91,6 @@ fn heal(pinned: &Pinned) -> anyhow::Result<Healed> {
     if candidates.is_empty() {
         return Ok(healed);
     }
-    let served = Served::read(pinned)?;
     for attempt in 1..=ATTEMPTS {
         let sockets = candidates.iter().flat_map(|(_, sockets)| sockets);
         let holders = Holders::of(&sockets.map(|socket| socket.inode).collect());
@@ -96,7 +102,7 @@ fn heal(pinned: &Pinned) -> anyhow::Result<Healed> {
                 continue;
             }
             // Those that have gone meanwhile are nobody's loss.
-            let mut left = candidates_in(&namespace, &mut healed);
+            let mut left = candidates_in(&namespace, &wanted, &mut healed);
             left.retain(|socket| without_holder.contains(&socket.inode));
             match left.as_slice() {
                 [] => {}
@@ -125,13 +131,19 @@ impl Look<'_> {
         let mut ready = Vec::new();
         for socket in sockets {
             match self.holders.remembered(self.storage, socket.inode) {
-                Ok(Memory::Of(sock)) => {
-                    let Some(to) = refused_to(&sock, &socket) else { continue };
-                    healed.refused += 1;
-                    if self.served.may_connect(to) {
+                Ok(Memory::Of(sock)) => match self.state(&sock, &socket) {
+                    State::Fine => {}
+                    State::Refused { is_over } => {
+                        healed.refused += 1;
+                        if is_over {
+                            ready.push(socket);
+                        }
+                    }
+                    State::Stale => {
+                        healed.stale += 1;
                         ready.push(socket);
                     }
-                }
+                },
                 Ok(Memory::Nothing) => {}
                 Ok(Memory::NoHolder) => {
                     without_holder.insert(socket.inode);
@@ -152,12 +164,60 @@ impl Look<'_> {
         }
         without_holder
     }
+
+    /// What became of a socket. Nothing if it has never been ours.
+    fn state(&self, sock: &SockUdp, socket: &Connected) -> State {
+        let Some(pair) = sock.behind(socket.peer) else { return State::Fine };
+        if pair.backend == BackendId::NONE {
+            let now = self.served.meets(pair.frontend());
+            let was = if is_refusing(socket.peer) { Meets::Nobody } else { Meets::OthersElsewhere };
+            return State::Refused { is_over: now != was };
+        }
+        if self.served.is_alive(pair) { State::Fine } else { State::Stale }
+    }
 }
 
-/// The sockets of a namespace that are connected to where refused ones are.
-fn candidates_in(namespace: &Namespace, healed: &mut Healed) -> Vec<Connected> {
-    let (step, error) = match namespaces::inside(&namespace.file, || Ok(candidates_here())) {
-        Ok(Ok(sockets)) => return sockets,
+/// What became of a socket that was translated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// It leads to a backend that serves.
+    Fine,
+    /// It was refused, or sent to nobody; a connect() would not be now if `is_over`.
+    Refused {
+        /// See above.
+        is_over: bool,
+    },
+    /// Its backend is gone.
+    Stale,
+}
+
+/// What a connect() to a frontend meets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Meets {
+    /// It is refused.
+    Nobody,
+    /// It is sent to nobody.
+    OthersElsewhere,
+    /// A backend, or whoever has that address outside of Services.
+    Somebody,
+}
+
+/// Whether refused sockets are connected to this address.
+fn is_refusing(peer: L4Addr) -> bool {
+    peer.port == REFUSING_UDP_PORT && peer.addr == peer.addr.loopback()
+}
+
+/// The sockets of a namespace that are connected to `wanted` addresses.
+fn candidates_in(
+    namespace: &Namespace,
+    wanted: &dyn Fn(L4Addr) -> bool,
+    healed: &mut Healed,
+) -> Vec<Connected> {
+    let (step, error) = match namespaces::inside(&namespace.file, || Ok(connected_here())) {
+        Ok(Ok(mut sockets)) => {
+            sockets.retain(|socket| wanted(socket.peer));
+            return sockets;
+        }
         Ok(Err(error)) => (Step::List, error),
         // A file under a name whose namespace is gone, as a crash leaves it.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Vec::new(),
@@ -167,20 +227,14 @@ fn candidates_in(namespace: &Namespace, healed: &mut Healed) -> Vec<Connected> {
     Vec::new()
 }
 
-/// The sockets of the present namespace that are connected to where refused ones are.
-fn candidates_here() -> io::Result<Vec<Connected>> {
+/// The connected UDP sockets of the present namespace.
+fn connected_here() -> io::Result<Vec<Connected>> {
     let diag = Diag::open()?;
     let mut found = Vec::new();
     for family in Family::BOTH {
-        let refusing = |peer: L4Addr| peer.port == REFUSING_UDP_PORT && peer.addr == peer.addr.loopback();
-        found.extend(diag.connected(family)?.into_iter().filter(|socket| refusing(socket.peer)));
+        found.append(&mut diag.connected(family)?);
     }
     Ok(found)
-}
-
-/// Where a socket wanted to that a Service without endpoints has refused; nothing for all others.
-fn refused_to(sock: &SockUdp, socket: &Connected) -> Option<L4Addr> {
-    sock.behind(socket.peer).filter(|pair| pair.backend == BackendId::NONE).map(UdpPeer::frontend)
 }
 
 /// Frees sockets of the present namespace; returns how many, and what went wrong with the others.
@@ -282,6 +336,7 @@ fn add_failure(healed: &mut Healed, namespace: &Namespace, why: String) {
 struct Served {
     frontends: BTreeMap<FrontendKey, Frontend>,
     services: Box<dyn Array>,
+    backends: Box<dyn Array>,
 }
 
 impl Served {
@@ -290,23 +345,39 @@ impl Served {
         Ok(Self {
             frontends: frontends.context("cannot read lb_frontends")?.into_iter().collect(),
             services: Box::new(pinned.array(maps::SERVICES)?),
+            backends: Box::new(pinned.array(maps::BACKENDS)?),
         })
     }
 
-    /// Whether a connect() to a UDP frontend would not be refused now. One that is gone is an address like any other.
-    fn may_connect(&self, to: L4Addr) -> bool {
+    /// Whether this is a UDP frontend by its own address.
+    fn has(&self, at: L4Addr) -> bool {
+        self.frontends.contains_key(&FrontendKey::new(at, Proto::UDP))
+    }
+
+    /// Whether the backend of a pair still serves what it has.
+    fn is_alive(&self, pair: &UdpPeer) -> bool {
+        read::<1, Backend>(&*self.backends, pair.backend.index).serves(pair.generation)
+    }
+
+    /// What a connect() to a UDP frontend meets now. One that is gone is an address like any other.
+    fn meets(&self, to: L4Addr) -> Meets {
         let any: Addr = to.addr.any();
         let key = |addr| FrontendKey::new(L4Addr { addr, port: to.port }, Proto::UDP);
-        let other_ports = FrontendKey::other_ports(to.addr);
-        let found = [key(to.addr), key(any), other_ports].iter().find_map(|key| self.frontends.get(key));
-        let Some(frontend) = found else { return true };
+        let keys = [key(to.addr), key(any), FrontendKey::other_ports(to.addr)];
+        let Some(frontend) = keys.iter().find_map(|key| self.frontends.get(key)) else {
+            return Meets::Somebody;
+        };
         if frontend.kind == FrontendKind::OtherPorts as u8 {
-            return false;
+            return Meets::Nobody;
         }
         let service: Service = read(&*self.services, frontend.service.index);
         let is_local = uses_local_run(frontend.kind, service.flags);
         let run = if is_local { service.local } else { service.cluster };
-        run.count != 0 || run.is_elsewhere()
+        match run.count {
+            0 if run.is_elsewhere() => Meets::OthersElsewhere,
+            0 => Meets::Nobody,
+            _ => Meets::Somebody,
+        }
     }
 }
 

@@ -1,6 +1,9 @@
 //! From the runs of one service to the next ones, again and again, on maps that are a little too small.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use proptest::prelude::*;
 
@@ -37,13 +40,19 @@ impl Bench {
     }
 
     fn plan_wanted(&mut self, wanted: [Option<Wanted<'_>>; 2]) -> Result<Planned, NoRoom> {
+        self.plan_with(wanted, &[])
+    }
+
+    fn plan_with(
+        &mut self,
+        wanted: [Option<Wanted<'_>>; 2],
+        draining: &[SocketAddr],
+    ) -> Result<Planned, NoRoom> {
         let (mut plan, mut retired) = (Plan::default(), Retired::default());
         let room = (self.pool.backends.left(), self.pool.slots.left());
-        match plan_runs(&self.maps, &mut self.pool, &self.now, wanted, (&mut plan, &mut retired)) {
-            Ok((cluster, local)) => {
-                let next = Service { cluster, local, ..self.now };
-                Ok(Planned { plan, retired, next })
-            }
+        let listed = (wanted, draining);
+        match plan_runs(&self.maps, &mut self.pool, &self.now, listed, (&mut plan, &mut retired)) {
+            Ok(next) => Ok(Planned { plan, retired, next }),
             Err(no_room) => {
                 assert!(plan.is_empty() && retired == Retired::default(), "{no_room}");
                 assert_eq!((self.pool.backends.left(), self.pool.slots.left()), room, "{no_room}");
@@ -66,7 +75,19 @@ impl Bench {
     /// Ids that the runs of the service list.
     fn ids(&self) -> BTreeSet<BackendId> {
         let both = [self.now.cluster, self.now.local];
-        both.into_iter().flat_map(|run| self.slots(run)).map(|slot| slot.backend).collect()
+        let runs = both.into_iter().flat_map(|run| self.slots(run)).map(|slot| slot.backend);
+        runs.chain(self.draining().into_values()).collect()
+    }
+
+    /// Backends that drain.
+    fn draining(&self) -> BTreeMap<L4Addr, BackendId> {
+        let slots = draining_slots(&*self.maps.slots, self.now.draining);
+        slots.map(|slot| (slot.at(), slot.backend)).collect()
+    }
+
+    /// Backends by their addresses.
+    fn members(&self) -> BTreeMap<L4Addr, BackendId> {
+        current_members(&self.maps, &self.now).into_iter().map(|(at, member)| (at, member.id)).collect()
     }
 
     /// Panics unless the run lists `targets` by ids that say so.
@@ -115,17 +136,20 @@ fn words(plan: &Plan, wanted: ArrayId) -> Vec<(usize, u64)> {
 
 proptest! {
     #[test]
-    fn runs_list_what_is_wanted_and_nothing_in_use_is_touched(history in prop::collection::vec(wanted(), 1..12)) {
+    fn runs_list_what_is_wanted_and_nothing_in_use_is_touched(
+        history in prop::collection::vec((wanted(), targets()), 1..12),
+    ) {
         let mut bench = Bench::new();
-        for sets in &history {
-            let wanted = [sets[0].as_deref(), sets[1].as_deref()];
-            let Ok(planned) = bench.plan(wanted) else { continue };
+        for (sets, serving) in &history {
+            let set = |at: usize| sets[at].as_deref().map(|targets| Wanted { targets, elsewhere: false });
+            let wanted = [set(0), set(1)];
+            let serving: Vec<SocketAddr> = serving.iter().map(|target| target.at).collect();
+            let Ok(planned) = bench.plan_with(wanted, &serving) else { continue };
 
-            // Slots of the runs that are published stay as they are.
-            let in_use: BTreeSet<u32> = [bench.now.cluster, bench.now.local]
-                .into_iter()
-                .flat_map(|run| run.base..run.base + u32::from(run.count))
-                .collect();
+            // Slots that are published stay as they are.
+            let in_use: BTreeSet<u32> =
+                regions_of(&bench.now).flat_map(|region| region.base..region.base + (1 << region.order)).collect();
+            let known = bench.members();
             for (index, _) in words(&planned.plan, ArrayId::Slots) {
                 prop_assert!(!in_use.contains(&u32::try_from(index / Slot::WORDS).unwrap()));
             }
@@ -144,8 +168,8 @@ proptest! {
                 let backend: Backend = read(&*bench.maps.backends, id.index);
                 prop_assert_eq!((backend.state, backend.runs), (BackendState::Free as u8, 0));
             }
-            let kept: Vec<Region> = regions_of(bench.now.cluster, bench.now.local).collect();
-            let given_up: Vec<Region> = regions_of(old.cluster, old.local)
+            let kept: Vec<Region> = regions_of(&bench.now).collect();
+            let given_up: Vec<Region> = regions_of(&old)
                 .filter(|region| !kept.contains(region)).collect();
             prop_assert_eq!(&planned.retired.regions, &given_up);
 
@@ -159,14 +183,30 @@ proptest! {
                     bench.assert_lists(run, targets, runs_of);
                 }
             }
+            // CT-4: who serves, was a backend and is in no run any more keeps its id, if there is room for it.
+            let in_runs = |at: L4Addr| sets.iter().flatten().flatten().any(|target| L4Addr::from(target.at) == at);
+            let leavers: BTreeMap<L4Addr, BackendId> = known
+                .into_iter()
+                .filter(|(at, _)| serving.iter().any(|serving| L4Addr::from(*serving) == *at) && !in_runs(*at))
+                .collect();
+            let draining = bench.draining();
+            prop_assert!(draining == leavers || draining.is_empty(), "{:?} {:?}", draining, leavers);
+            let room = |count: usize| bench.pool.slots.fits(u16::try_from(count).unwrap());
+            prop_assert!(draining == leavers || !room(leavers.len()));
+            for id in draining.values() {
+                let backend: Backend = read(&*bench.maps.backends, id.index);
+                prop_assert_eq!((backend.state, backend.runs), (BackendState::Terminating as u8, 0));
+            }
             planned.retired.give_back(&mut bench.pool, &mut Ids::new(0, 0));
             // Nothing leaks, and nothing is counted twice.
             let slots: usize = kept.iter().map(|region| 1 << region.order).sum();
             prop_assert_eq!(bench.pool.slots.left() + slots, TIGHT.slots as usize);
             prop_assert_eq!(bench.pool.backends.left() + bench.ids().len(), TIGHT.backends as usize - 1);
 
-            let again = bench.plan(wanted).unwrap();
-            prop_assert_eq!((again.plan.len(), again.next, again.retired), (0, bench.now, Retired::default()));
+            if draining == leavers {
+                let again = bench.plan_with(wanted, &serving).unwrap();
+                prop_assert_eq!((again.plan.len(), again.next, again.retired), (0, bench.now, Retired::default()));
+            }
         }
     }
 }

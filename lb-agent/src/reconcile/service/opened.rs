@@ -65,6 +65,7 @@ impl Port<'_> {
             frontends: frontends.collect(),
             cluster: targets(self.cluster),
             local: targets(self.local),
+            draining: Vec::new(),
             policies: Policies {
                 internal_local: self.internal_local,
                 external_local: self.external_local,
