@@ -5,14 +5,20 @@
 use core::net::IpAddr;
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::abi::{
-    Backend, BackendState, Frontend, FrontendKey, FrontendKind, L4Addr, Run, Service, ServiceFlags, Slot,
-    maps,
+use lb_common::{
+    abi::{
+        Backend, BackendState, Frontend, FrontendKey, FrontendKind, L4Addr, Run, Service, ServiceFlags, Slot,
+        maps,
+    },
+    datapath::sock::may_use,
 };
 use serde::Serialize;
 
 use super::pinned::Pinned;
-use crate::maps::{Array, Table as _, read};
+use crate::{
+    maps::{Array, Table as _, read},
+    reconcile::draining_slots,
+};
 
 /// A run may be replaced while it is read; a service that changes faster than so many readings is shown as read last.
 const READINGS: usize = 8;
@@ -103,8 +109,12 @@ pub(super) struct FrontendRow {
     pub(super) kind: String,
     /// Which run serves clients on this node.
     pub(super) run: Which,
-    /// Length of that run; 0 refuses.
+    /// Length of that run; 0 refuses, unless `elsewhere`.
     pub(super) backends: u16,
+    /// Nobody serves here, and some do on other nodes: connections get no answer.
+    pub(super) elsewhere: bool,
+    /// For clients in the Service's source ranges only; the hooks leave pods alone.
+    pub(super) restricted: bool,
 }
 
 /// A backend of a service port.
@@ -118,7 +128,7 @@ pub(super) struct BackendRow {
     pub(super) id: u32,
     /// Generation of that id.
     pub(super) generation: u32,
-    /// `active`, `terminating`; `free` or `stale` only between two writes.
+    /// `active`, `terminating`, `draining` (it keeps what it has); `free` or `stale` only between two writes.
     pub(super) state: &'static str,
     /// Which runs are meant to list it.
     pub(super) runs: Vec<Which>,
@@ -161,13 +171,16 @@ impl Served {
                 let kind = FrontendKind::from_number(value.kind);
                 // Clients on this node, as `datapath::sock` decides (EP-8, MQ-4).
                 let run = if kind == Some(FrontendKind::ClusterIp) { internal } else { Which::Cluster };
+                let used = run_of(&service, run);
                 FrontendRow {
                     address: key.addr.into(),
                     port: key.port,
                     protocol: key.proto.to_string(),
                     kind: kind.map_or_else(|| format!("kind {}", value.kind), |kind| kind.name().to_owned()),
                     run,
-                    backends: run_of(&service, run).count,
+                    backends: used.count,
+                    elsewhere: used.is_elsewhere(),
+                    restricted: !may_use(value.kind, service.flags, false),
                 }
             })
             .collect();
@@ -184,8 +197,11 @@ impl Served {
 
     /// The backends in the runs of a service port, by address.
     pub(super) fn backends(&self, id: u32) -> Vec<BackendRow> {
+        let service: Service = read(&*self.services, id);
+        let draining = draining_slots(&*self.slots, service.draining);
+        let slots = self.slots(id).into_iter().chain(draining);
         let slots: BTreeSet<(L4Addr, u32, u32)> =
-            self.slots(id).into_iter().map(|slot| (slot.at(), slot.backend.index, slot.generation)).collect();
+            slots.map(|slot| (slot.at(), slot.backend.index, slot.generation)).collect();
         slots.into_iter().map(|(at, id, generation)| self.backend(at, id, generation)).collect()
     }
 
@@ -194,6 +210,7 @@ impl Served {
         let state = match backend.state {
             _ if backend.generation != generation => "stale",
             state if state == BackendState::Active as u8 => "active",
+            state if state == BackendState::Terminating as u8 && backend.runs == 0 => "draining",
             state if state == BackendState::Terminating as u8 => "terminating",
             _ => "free",
         };
@@ -283,7 +300,7 @@ pub(super) fn address(address: IpAddr, port: u16, protocol: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::abi::{Addr, BackendId, Proto, ServiceId, Words};
+    use lb_common::abi::{Addr, BackendId, Draining, Proto, ServiceId, Words};
 
     use super::*;
     use crate::maps::memory::{Capacities, MemMaps};
@@ -383,6 +400,36 @@ mod tests {
         let mut served = served();
         store(&mut *served.backends, 4, &Backend { generation: 10, state: 1, runs: 1, pad: 0 });
         assert_eq!(served.backends(3)[0].state, "stale");
+    }
+
+    /// CT-4.
+    #[test]
+    fn a_backend_that_keeps_what_it_has_is_shown() {
+        let mut served = served();
+        store(&mut *served.slots, 32, &slot(9, 6, 2));
+        let draining = Backend { generation: 2, state: BackendState::Terminating as u8, runs: 0, pad: 0 };
+        store(&mut *served.backends, 6, &draining);
+        let service: Service = read(&*served.services, 3);
+        let draining = Draining::new(32, 1).unwrap();
+        store(&mut *served.services, 3, &Service { draining, ..service });
+        let rows = served.backends(3);
+        let shown: Vec<_> = rows.iter().map(|row| (row.id, row.state, row.runs.len())).collect();
+        assert_eq!(shown, [(4, "terminating", 1), (5, "active", 2), (6, "draining", 0)]);
+    }
+
+    /// 2.7.
+    #[test]
+    fn why_nobody_serves_is_shown() {
+        let mut served = served();
+        let local = Service { local: Run::ELSEWHERE, flags: ServiceFlags::INTERNAL_LOCAL, ..Service::FREE };
+        store(&mut *served.services, 7, &local);
+        let row = &served.ports(&Names::new())[1].frontends[0];
+        assert_eq!((row.backends, row.elsewhere, row.restricted), (0, true, false));
+        let restricted = Service { flags: ServiceFlags::RESTRICTED, ..Service::FREE };
+        store(&mut *served.services, 7, &restricted);
+        served.frontends[1] = frontend(7, 80, 7, FrontendKind::LoadBalancer);
+        let row = &served.ports(&Names::new())[1].frontends[0];
+        assert_eq!((row.backends, row.elsewhere, row.restricted), (0, false, true));
     }
 
     #[test]

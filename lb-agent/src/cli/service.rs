@@ -90,11 +90,15 @@ fn render(Detail { port, backends: rows }: &Detail) -> String {
 
 /// How many serve, or that nobody does.
 fn serving(frontend: &FrontendRow) -> String {
-    if frontend.backends == 0 {
-        "none, refused".to_owned()
-    } else {
-        format!("{} {}", frontend.backends, frontend.run.name())
+    let mut text = match frontend {
+        FrontendRow { backends: 0, elsewhere: true, .. } => "none on this node, no answer".to_owned(),
+        FrontendRow { backends: 0, .. } => "none, refused".to_owned(),
+        FrontendRow { backends, run, .. } => format!("{backends} {}", run.name()),
+    };
+    if frontend.restricted {
+        text.push_str(", source ranges");
     }
+    text
 }
 
 /// The ports of the Service that `wanted` names or has as an address. `own` are this node's addresses.
@@ -188,6 +192,8 @@ mod tests {
             kind: "ClusterIP".into(),
             run: Which::Cluster,
             backends: 2,
+            elsewhere: false,
+            restricted: false,
         };
         PortRow {
             id,

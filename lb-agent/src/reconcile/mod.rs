@@ -51,6 +51,7 @@ use runs::Pool;
 use smallvec::SmallVec;
 
 pub use room::{NoRoom, Usage};
+pub(crate) use runs::draining_slots;
 
 /// Writes after which a pass performs what it has planned: it bounds the memory of a fill, and each such part is safe
 /// and complete for the services in it.

@@ -49,7 +49,7 @@ pub(super) fn slots_of(slots: &dyn Array, run: Run) -> impl Iterator<Item = Slot
 }
 
 /// The slots of draining backends, as they are in the map.
-pub(super) fn draining_slots(slots: &dyn Array, draining: Draining) -> impl Iterator<Item = Slot> {
+pub(crate) fn draining_slots(slots: &dyn Array, draining: Draining) -> impl Iterator<Item = Slot> {
     let (base, size) = draining.region().map_or((0, 0), |(base, order)| (base, 1_u32 << order));
     let all = (0..size).map(move |offset| read::<{ Slot::WORDS }, Slot>(slots, base.wrapping_add(offset)));
     all.filter(|slot| slot.backend != BackendId::NONE)

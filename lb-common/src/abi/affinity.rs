@@ -109,13 +109,13 @@ impl Affinity {
 
     /// Whether the entry still counts at `now_ms`, `timeout_s` seconds after the last connection (SA-2).
     pub const fn is_fresh(&self, now_ms: u64, timeout_s: u32) -> bool {
-        now_ms.saturating_sub(self.seen_ms) <= timeout_s as u64 * 1000
+        now_ms.saturating_sub(self.seen_ms) <= (timeout_s as u64).wrapping_mul(1000)
     }
 
     /// Whether a connection at `now_ms` is to be noted. Not every one is: an entry may end early by a 64th of its timeout,
     /// one second at most, so that a client that connects without a pause does not write without a pause.
     pub const fn is_due(&self, now_ms: u64, timeout_s: u32) -> bool {
-        let tolerance = (timeout_s as u64 * 1000) >> 6;
+        let tolerance = (timeout_s as u64).wrapping_mul(1000) >> 6;
         let tolerance = if tolerance < 1000 { tolerance } else { 1000 };
         now_ms.saturating_sub(self.seen_ms) > tolerance
     }

@@ -128,14 +128,17 @@ impl Draining {
         if base >= 1 << 27 || order > 16 {
             return None;
         }
-        Some(Self { region: base << 5 | (order as u32 + 1) })
+        Some(Self { region: base << 5 | (order as u32).wrapping_add(1) })
     }
 
     /// First slot and exponent of the size.
     pub const fn region(self) -> Option<(u32, u8)> {
         match self.region & 31 {
             0 => None,
-            order => Some((self.region >> 5, (order - 1) as u8)),
+            order => {
+                let [order, ..] = order.wrapping_sub(1).to_le_bytes();
+                Some((self.region >> 5, order))
+            }
         }
     }
 }
