@@ -59,6 +59,11 @@ impl Namespace<'_> {
         self.control_plane.begin_delete(&self.own(pod), &DeleteParams::default().grace_period(3600))
     }
 
+    /// Writes the status of an object and nothing else.
+    pub fn status(&self, object: &Value) -> Result<()> {
+        self.control_plane.write_status(&self.own(object))
+    }
+
     /// Sets labels (`null` removes one) of an object.
     pub fn label(&self, object: &Value, labels: &Value) -> Result<()> {
         self.control_plane.patch(&self.own(object), &json!({"metadata": {"labels": labels}}))

@@ -93,6 +93,19 @@ impl ControlPlane {
         })
     }
 
+    /// Writes the `status` of an object that exists.
+    pub fn write_status(&self, object: &Value) -> Result<()> {
+        let target = self.target(object)?;
+        let patch = json!({"status": object.get("status")});
+        self.write(&format!("the status of {}", target.name), || {
+            let (target, patch) = (target.clone(), Patch::Merge(patch.clone()));
+            async move {
+                target.api.patch_status(&target.name, &PatchParams::default(), &patch).await?;
+                Ok(())
+            }
+        })
+    }
+
     fn target(&self, object: &Value) -> Result<Target> {
         let field = |pointer| {
             let value = object.pointer(pointer).and_then(Value::as_str);

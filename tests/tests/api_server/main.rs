@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `objects` | what is written is programmed: lists, additions, changes, deletions, labels, owners of slices |
 //! | `pods` | endpoints are those that the real controller makes of Pods |
+//! | `rollouts` | Pods, types, families and preferences change as in a cluster, and no connection fails that need not |
 //! | `watches` | a list or watch that fails is taken up again, and loses and breaks nothing |
 //! | `outages` | traffic outlives the API server and the agent, and what was missed is found |
 //! | `access` | addresses, credentials, certificates, rights and the own Node: what is wrong is named |
@@ -16,5 +17,6 @@ mod access;
 mod objects;
 mod outages;
 mod pods;
+mod rollouts;
 mod watches;
 mod world;

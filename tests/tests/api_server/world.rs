@@ -88,6 +88,28 @@ impl<'a> World<'a> {
         objects::node(&node.name, &[&node.ipv4.to_string(), &node.ipv6.to_string()])
     }
 
+    /// Puts the own Node into a zone, or into none.
+    pub(crate) fn set_zone(&self, zone: Option<&str>) {
+        let labels = json!({"metadata": {"labels": {"topology.kubernetes.io/zone": zone}}});
+        self.control_plane.patch(&self.node(), &labels).unwrap();
+    }
+
+    /// Writes the status of a Pod, as a kubelet does for one that is terminating as well.
+    pub(crate) fn status(&self, pod: &Value) {
+        self.namespace.status(pod).unwrap();
+    }
+
+    /// Addresses of the node.
+    pub(crate) fn own_addresses(&self) -> [IpAddr; 2] {
+        let node = self.net.node(1);
+        [node.ipv4.into(), node.ipv6.into()]
+    }
+
+    /// A number that no other world has.
+    pub(crate) const fn number(&self) -> u8 {
+        self.number
+    }
+
     /// Starts the agent on the API server itself, and waits until it has attached its programs.
     pub(crate) fn start(&mut self) {
         self.start_at(&self.control_plane.node_urls()[0]);
@@ -195,19 +217,20 @@ impl<'a> World<'a> {
 
     /// The same at another port than 80.
     pub(crate) fn expect_port(&self, i: u8, port: u16, backends: &[u8]) {
-        let names: Vec<String> = backends.iter().copied().map(name_of).collect();
+        let mut names: Vec<String> = backends.iter().copied().map(name_of).collect();
+        names.sort();
         let wanted = if names.is_empty() { "ECONNREFUSED".to_owned() } else { names.join(" ") };
         self.expect_to_see(i, port, &wanted);
     }
 
     /// Waits until the addresses of Service `i` are nobody's.
     pub(crate) fn expect_gone(&self, i: u8) {
-        self.expect_port_gone(i, 80);
+        self.expect_to_see(i, 80, "TIMEOUT");
     }
 
-    /// Waits until a port of Service `i` is nobody's.
+    /// Waits until a port of Service `i`, which has others, is nobody's.
     pub(crate) fn expect_port_gone(&self, i: u8, port: u16) {
-        self.expect_to_see(i, port, "TIMEOUT");
+        self.expect_to_see(i, port, "ECONNREFUSED");
     }
 
     fn expect_to_see(&self, i: u8, port: u16, wanted: &str) {
@@ -295,6 +318,16 @@ pub(crate) fn slices(i: u8, backends: &[u8]) -> [Value; 2] {
         slice["addressType"] = json!(["IPv4", "IPv6"][family]);
         slice
     })
+}
+
+/// Service `i` with another type and a NodePort, where the type has one.
+pub(crate) fn service_on_nodes(world: &World<'_>, i: u8, kind: &str, node_port: u16) -> Value {
+    let mut service = world.service(i);
+    service["spec"]["type"] = json!(kind);
+    if kind != "ClusterIP" {
+        service["spec"]["ports"][0]["nodePort"] = json!(node_port);
+    }
+    service
 }
 
 /// Pod `name` on the Node of `world`, at the addresses of backend `b`.
