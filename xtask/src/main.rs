@@ -5,6 +5,7 @@ mod cluster;
 mod command;
 mod demo;
 mod lint;
+mod mutants;
 mod setup;
 mod test;
 mod verify;
@@ -53,6 +54,10 @@ enum Verb {
     ///
     /// First looks into the object for anything that kernel 5.10 lacks. Needs root.
     Verify(verify::Verify),
+    /// Breaks the code in small ways and lists what no test notices; takes an hour or two
+    ///
+    /// Fails unless what survives is what tests/survivors.txt lists, with a reason each.
+    Mutants(mutants::Mutants),
     /// Measures; see `bench connect` and `bench fill`
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -81,6 +86,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Test(test) => test.run(),
         Verb::Lint => lint::verb(),
         Verb::Verify(verify) => verify.run(),
+        Verb::Mutants(mutants) => mutants.run(),
         Verb::Bench(bench) => bench.run(),
     }
 }

@@ -140,7 +140,7 @@ fn connect_all_the_time(park: &Park) -> Option<(Vec<String>, Duration)> {
         last = Instant::now();
         thread::sleep(Duration::from_millis(300));
     }
-    (longest < limit - Duration::from_secs(1)).then_some((seen, longest))
+    (longest + Duration::from_secs(1) < limit).then_some((seen, longest))
 }
 
 /// SA-3, SA-4, SA-12, TE-2: who is gone, or terminates while others are ready, keeps no client, however often it asks.
