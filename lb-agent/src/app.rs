@@ -34,7 +34,7 @@ const TICK: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// What makes a start impossible, each with its remedy.
-pub fn run(args: &RunArgs) -> anyhow::Result<()> {
+pub fn run(args: &RunArgs, _file: Option<&str>) -> anyhow::Result<()> {
     host::check_kernel()?;
     host::check_capabilities()?;
     let cgroup = host::cgroup(args.cgroup.as_deref())?;
