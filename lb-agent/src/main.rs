@@ -17,7 +17,7 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let result = match config::parse(env::args_os()) {
-        Ok(parsed) => run(&parsed),
+        Ok(parsed) => run(parsed),
         Err(ParseError::Flags(error)) => error.exit(),
         Err(ParseError::Config(error)) => Err(error),
     };
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(parsed: &Parsed) -> anyhow::Result<()> {
+fn run(parsed: Parsed) -> anyhow::Result<()> {
     let args = match &parsed.cli.command {
         Command::Tool(tool) => return cli::run(tool),
         Command::Run(args) => args,
@@ -43,7 +43,7 @@ fn run(parsed: &Parsed) -> anyhow::Result<()> {
         let config::file::Ignored { path, value, why } = ignored;
         warn!(field = path, value, reason = why, "a field of --config is not used");
     }
-    app::run(args, parsed.file.as_deref())
+    app::run(args, parsed.file)
 }
 
 /// What is logged without RUST_LOG. The client's own lines repeat what the agent says once per outage, for every request and

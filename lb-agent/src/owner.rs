@@ -8,7 +8,9 @@
 //! own Node are listed (SY-1); after that only touched Services are compiled. A failed write is answered by reading the maps
 //! again and planning everything.
 
+mod addresses;
 mod need;
+mod pace;
 mod report;
 
 use std::{
@@ -21,13 +23,18 @@ use std::{
 
 use anyhow::Context as _;
 use aya::Ebpf;
-use lb_common::abi::{Addr, Address, SocketLb};
-use tokio::sync::mpsc::{Receiver, WeakSender};
+use lb_common::abi::SocketLb;
+use tokio::{
+    sync::mpsc::{Receiver, WeakSender},
+    time::timeout,
+};
 use tracing::{debug, error, info, warn};
 
 use crate::{
     compile::PortKey,
+    config::{PacketOptions, Ranges},
     datapath::{
+        addresses::{NodePortOptions, OwnAddresses},
         attach::{self, Attached},
         load::{self, LoadError, Loaded, Switches},
     },
@@ -40,9 +47,11 @@ use crate::{
     model::{ClusterState, Event, Notice, ServiceName},
     reconcile::{Contested, Desired, NoRoom, Outcome, Reconciler},
 };
+use addresses::NodeAddresses;
 use need::Need;
+use pace::{Pace, Retry};
 
-pub use report::{PortName, Progress, Report};
+pub use report::{LeftAlone, PortName, Progress, Report};
 
 /// Services planned together: bounds the memory of a plan and the time between two looks at the channel.
 const CHUNK: usize = 1000;
@@ -60,7 +69,7 @@ pub enum Message {
     /// A source has news.
     Object(Event),
     /// The node's addresses, all of them.
-    Addresses(BTreeMap<Addr, Address>),
+    Addresses(OwnAddresses),
     /// Grace periods have passed.
     Grace,
     /// Time to look after what was left undone.
@@ -82,6 +91,16 @@ pub struct Settings {
     pub socket_lb: SocketLb,
     /// What they know of the kernel.
     pub switches: Switches,
+    /// Where NodePorts are served.
+    pub node_ports: NodePortOptions,
+    /// `--service-cidr`
+    pub service_cidrs: Ranges,
+    /// What only packets need.
+    pub packets: PacketOptions,
+    /// Shortest time between two passes.
+    pub min_sync_interval: Duration,
+    /// Longest pause before a failed write is tried again.
+    pub resync_interval: Duration,
 }
 
 /// The maps and programs, once they are loaded.
@@ -113,8 +132,10 @@ pub struct Owner {
     sender: WeakSender<Message>,
     state: ClusterState,
     touched: BTreeSet<ServiceName>,
-    addresses: Option<BTreeMap<Addr, Address>>,
+    node_addresses: NodeAddresses,
     addresses_changed: bool,
+    pace: Pace,
+    retry: Retry,
     running: Option<Running>,
     notices: BTreeMap<ServiceName, Vec<Notice>>,
     contested: BTreeMap<PortKey, Vec<Contested>>,
@@ -136,13 +157,15 @@ impl Owner {
     ) -> Self {
         Self {
             state: ClusterState::new(Arc::clone(&settings.node)),
+            node_addresses: NodeAddresses::new(settings.node_ports.clone()),
+            pace: Pace::new(settings.min_sync_interval),
+            retry: Retry::new(settings.resync_interval),
             settings,
             pins,
             healer,
             messages,
             sender,
             touched: BTreeSet::new(),
-            addresses: None,
             addresses_changed: false,
             running: None,
             notices: BTreeMap::new(),
@@ -160,9 +183,23 @@ impl Owner {
     /// What makes a start impossible: the kernel refuses the object or the attachment. Later failures are logged and tried
     /// again.
     pub fn run(mut self) -> anyhow::Result<()> {
-        while let Some(first) = self.messages.blocking_recv() {
+        let clock = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let clock = clock.context("cannot start the owner's clock")?;
+        loop {
+            let first = match self.pace.wait(Instant::now()) {
+                None => self.messages.blocking_recv(),
+                Some(rest) => match clock.block_on(async { timeout(rest, self.messages.recv()).await }) {
+                    Ok(first) => first,
+                    // What was held back is due.
+                    Err(_elapsed) => {
+                        self.work_if_due()?;
+                        continue;
+                    }
+                },
+            };
+            let Some(first) = first else { return Ok(()) };
             if !self.take(first) {
-                break;
+                return Ok(());
             }
             // A burst is one pass.
             while let Ok(next) = self.messages.try_recv() {
@@ -170,7 +207,21 @@ impl Owner {
                     return Ok(());
                 }
             }
-            self.work()?;
+            self.work_if_due()?;
+        }
+    }
+
+    /// Works, unless changes came too early after the last ones (SY-2) or the last write failed a moment ago.
+    fn work_if_due(&mut self) -> anyhow::Result<()> {
+        let has_changes = !self.touched.is_empty() || self.addresses_changed;
+        let now = Instant::now();
+        let is_early = !self.pace.allows(now) && has_changes && self.running.is_some();
+        if is_early || !self.retry.allows(now) {
+            return Ok(());
+        }
+        self.work()?;
+        if has_changes {
+            self.pace.passed(Instant::now());
         }
         Ok(())
     }
@@ -178,11 +229,14 @@ impl Owner {
     /// Takes in one message; false for the last one.
     fn take(&mut self, message: Message) -> bool {
         match message {
-            Message::Object(event) => self.state.apply(event, &mut self.touched),
-            Message::Addresses(addresses) => {
-                self.addresses = Some(addresses);
-                self.addresses_changed = true;
+            Message::Object(event) => {
+                let is_node = matches!(event, Event::Node(_));
+                self.state.apply(event, &mut self.touched);
+                if is_node {
+                    self.take_node_addresses();
+                }
             }
+            Message::Addresses(own) => self.take_own_addresses(own),
             // What found no room may find it now.
             Message::Grace | Message::Tick => {
                 self.touched.extend(self.left_out.keys().map(|port| port.service.clone()));
@@ -211,8 +265,9 @@ impl Owner {
     /// Notes a failed write. Whatever failed may have been half done: the maps are trusted, not the memory of them.
     fn fail(&mut self, error: &anyhow::Error) {
         let text = format!("{error:#}");
+        let pause = self.retry.failed(Instant::now());
         if self.last_error.as_ref() != Some(&text) {
-            error!(error = %text, "cannot program the maps, trying again every second");
+            error!(error = %text, again = ?pause, "cannot program the maps, trying again after growing pauses");
         }
         self.last_error = Some(text);
         if let Some(running) = &mut self.running {
@@ -221,12 +276,12 @@ impl Owner {
     }
 
     fn is_ready_to_start(&mut self) -> bool {
-        let ready = self.state.is_complete() && self.addresses.is_some();
+        let ready = self.state.is_complete() && self.node_addresses.are_known();
         if !ready && self.waiting_since.elapsed() > WAITING {
             self.waiting_since = Instant::now();
             warn!(
                 listed = self.state.is_complete(),
-                addresses = self.addresses.is_some(),
+                addresses = self.node_addresses.are_known(),
                 "nothing is programmed before Services, EndpointSlices and this Node are listed"
             );
         }
@@ -253,6 +308,9 @@ impl Owner {
             running.attached = attached;
         }
         self.last_error = None;
+        self.retry.succeeded();
+        self.tell_of_addresses();
+        self.tell_of_own_name();
         self.healer.heal_after_start();
         info!(
             services = self.state.services().count(),
@@ -268,7 +326,7 @@ impl Owner {
 
     /// How large the maps must be for everything that is known now.
     fn need(&self) -> Capacities {
-        Need::of(&self.state, self.addresses.as_ref().map_or(0, BTreeMap::len)).capacities()
+        Need::of(&self.state, self.node_addresses.entries().len()).capacities()
     }
 
     /// Loads the programs over maps that are large enough. Whatever fails changes nothing.
@@ -364,6 +422,7 @@ impl Owner {
             running.doubtful = false;
             self.addresses_changed = true;
             self.everything()?;
+            self.retry.succeeded();
             if self.last_error.take().is_some() {
                 info!("the maps are programmed again");
             }
@@ -378,10 +437,8 @@ impl Owner {
     /// Plans the touched Services until none is left.
     fn plan_touched(&mut self) -> anyhow::Result<()> {
         let Some(running) = &mut self.running else { return Ok(()) };
-        if self.addresses_changed
-            && let Some(addresses) = &self.addresses
-        {
-            match running.reconciler.set_addresses(addresses) {
+        if self.addresses_changed {
+            match running.reconciler.set_addresses(self.node_addresses.entries()) {
                 Ok(_) => self.addresses_changed = false,
                 // Nothing was written, and the Services can go on: the map grows after them.
                 Err(MapError::Full { .. }) => {}

@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, SocketAddr};
 
-use crate::model::{Family, Fault, Notice, Reason, Service, ServicePort};
+use crate::model::{Family, Fault, NodeContext, Notice, Reason, Service, ServicePort};
 
 use super::{Frontend, FrontendKind};
 
@@ -18,7 +18,14 @@ pub(super) struct Addresses {
 impl Addresses {
     /// Collects them. `None` if the Service has no cluster IP of `family`: then the family gets nothing at all (SEL-7), and
     /// each address that is left out for it is named.
-    pub(super) fn of(service: &Service, family: Family, notices: &mut Vec<Notice>) -> Option<Self> {
+    ///
+    /// A cluster IP that an interface of this node has is left out: whoever put it there serves it (design.md 3).
+    pub(super) fn of(
+        service: &Service,
+        family: Family,
+        node: &NodeContext,
+        notices: &mut Vec<Notice>,
+    ) -> Option<Self> {
         let in_family = |addr: &&IpAddr| Family::of(addr) == family;
         let external = || service.external_ips.iter().filter(in_family);
         let balanced = || service.load_balancer_ips.iter().filter(in_family);
@@ -37,6 +44,9 @@ impl Addresses {
         // IP as well, because its source ranges hold for both (SR-4).
         served.sort_by_key(|(addr, _)| *addr);
         served.dedup_by_key(|(addr, _)| *addr);
+        if node.own.contains_key(&cluster_ip) {
+            served.retain(|(addr, _)| *addr != cluster_ip);
+        }
         let has_external = external().next().is_some() || balanced().next().is_some();
 
         let restricted = service.source_ranges.iter().any(|range| Family::of(&range.addr()) == family);

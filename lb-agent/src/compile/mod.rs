@@ -56,7 +56,7 @@ pub fn compile<'a>(
     let mut ports = Vec::new();
     if service.is_proxied() {
         for family in Family::BOTH {
-            let Some(addresses) = Addresses::of(service, family, &mut notices) else { continue };
+            let Some(addresses) = Addresses::of(service, family, node, &mut notices) else { continue };
             ports.extend(service.ports.iter().map(|port| {
                 let needs = Needs::of(service, &addresses, port);
                 let mut chosen = endpoints::choose(&slices, family, port, needs, node);
@@ -82,6 +82,8 @@ pub fn compile<'a>(
                 }
             }));
         }
+        // All that is left of it on this node is a cluster IP that somebody else serves.
+        ports.retain(|port| !port.frontends.is_empty());
         ports.sort_unstable_by(|one, other| one.key.cmp(&other.key));
     }
     notices.extend(

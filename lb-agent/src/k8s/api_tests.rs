@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connect::{LIMITS, connect_within};
 use super::transport::Limits;
-use super::{Access, api, connect};
+use super::{Access, Interest, api, connect};
 use crate::model::{ClusterState, Event};
 
 const OWN_NODE: &str = "n1";
@@ -126,7 +126,12 @@ impl Running {
         let client = connect_within(&Access { kubeconfig: None, servers }, limits).await.unwrap();
         let (sender, events) = mpsc::channel(4);
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(api::run(client, OWN_NODE.into(), sender, shutdown.clone()));
+        let task = tokio::spawn(api::run(
+            client,
+            Arc::new(Interest::new(OWN_NODE.into())),
+            sender,
+            shutdown.clone(),
+        ));
         Self { events, state: ClusterState::new(OWN_NODE.into()), shutdown, task }
     }
 
@@ -202,7 +207,7 @@ async fn an_odd_node_name_asks_for_no_other_node() {
     let client = connect_within(&access, LIMITS).await.unwrap();
     let (sender, mut events) = mpsc::channel(4);
     let shutdown = CancellationToken::new();
-    let task = tokio::spawn(api::run(client, name.into(), sender, shutdown.clone()));
+    let task = tokio::spawn(api::run(client, Arc::new(Interest::new(name.into())), sender, shutdown.clone()));
     let asked = async {
         while stub.requests("/nodes").len() < 2 {
             drop(tokio::time::timeout(Duration::from_millis(50), events.recv()).await);

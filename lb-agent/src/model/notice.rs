@@ -80,6 +80,8 @@ pub enum Reason {
     SamePortNumber(u16, Protocol),
     /// Load-balancer addresses with source ranges: left to the load balancer, which checks them.
     SourceRanges(Family),
+    /// External IPs, which `--external-ips=off` leaves out (LB-6).
+    ExternalIpsOff,
     /// More endpoints than a port can have; those with the highest addresses do not serve.
     TooManyEndpoints {
         /// Their family.
@@ -116,6 +118,7 @@ impl Reason {
                     "{family} load-balancer addresses are not served, source ranges are not checked here"
                 )
             }
+            Self::ExternalIpsOff => f.write_str("external IPs are switched off on this node"),
             Self::TooManyEndpoints { family, left_out } => {
                 write!(f, "{left_out} of its {family} endpoints do not serve, a port has room for 65535")
             }
@@ -137,6 +140,7 @@ impl Reason {
             Self::SamePortName(_) => "give each port its own name",
             Self::SamePortNumber(..) => "give each port its own number",
             Self::SourceRanges(_) => "remove the ranges to have the addresses served by this node",
+            Self::ExternalIpsOff => "use a LoadBalancer address, or start the agent with --external-ips=on",
             Self::TooManyEndpoints { .. } => "spread the pods over several Services",
             Self::More(_) => "correct the ones that are named first",
         }

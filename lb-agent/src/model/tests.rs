@@ -208,6 +208,8 @@ impl Reference {
             Event::Node(change) => {
                 refer(&mut self.nodes, &mut self.seen_nodes, change, |node| Arc::clone(&node.name));
             }
+            // Nothing is compiled from them.
+            Event::ServiceCidr(_) => {}
         }
     }
 
