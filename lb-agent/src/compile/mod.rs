@@ -21,6 +21,8 @@ mod endpoints;
 mod entries;
 mod frontends;
 #[cfg(test)]
+mod own_address_tests;
+#[cfg(test)]
 mod tests;
 
 use crate::model::{

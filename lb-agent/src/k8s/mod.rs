@@ -24,6 +24,8 @@ mod pace;
 mod select;
 mod service;
 mod service_cidr;
+#[cfg(test)]
+mod service_tests;
 mod slice;
 #[cfg(test)]
 mod tests;

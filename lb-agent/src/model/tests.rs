@@ -166,6 +166,90 @@ fn a_new_zone_of_the_own_node_touches_every_service() {
     assert_eq!(state.node().zone(), None);
 }
 
+/// SY-1: a source that lists ServiceCIDRs is waited for, one that does not is not.
+#[test]
+fn service_cidrs_are_waited_for_where_they_can_be_listed() {
+    let mut state = state();
+    let cidr = |change| Event::ServiceCidr(change);
+    let range = |name: &str, text: &str| {
+        let ranges = Box::new([text.parse().unwrap()]);
+        cidr(Change::Apply(ServiceCidr { name: name.into(), ranges }))
+    };
+    let shown =
+        |state: &ClusterState| state.service_cidrs().map(|range| range.to_string()).collect::<Vec<_>>();
+    apply(&mut state, cidr(Change::Restart));
+    apply(&mut state, Event::Service(Change::Complete));
+    apply(&mut state, Event::Slice(Change::Complete));
+    apply(&mut state, Event::Node(Change::Complete));
+    assert!(!state.is_complete());
+    apply(&mut state, range("kubernetes", "10.96.0.0/12"));
+    apply(&mut state, range("more", "fd00::/108"));
+    apply(&mut state, cidr(Change::Complete));
+    assert!(state.is_complete());
+    assert_eq!(shown(&state), ["10.96.0.0/12", "fd00::/108"]);
+    apply(&mut state, cidr(Change::Delete("more".into())));
+    apply(&mut state, range("new", "10.112.0.0/12"));
+    assert_eq!(shown(&state), ["10.96.0.0/12", "10.112.0.0/12"]);
+    apply(&mut state, cidr(Change::Restart));
+    apply(&mut state, range("new", "10.112.0.0/12"));
+    assert_eq!(shown(&state).len(), 2, "an earlier list stays in force until the new one is complete");
+    apply(&mut state, cidr(Change::Complete));
+    assert_eq!(shown(&state), ["10.112.0.0/12"]);
+    assert!(state.is_complete());
+}
+
+/// A cluster IP that comes to be on an interface, or leaves it, concerns its Service and nobody else.
+#[test]
+fn own_addresses_touch_the_services_whose_cluster_ips_they_are() {
+    let mut state = state();
+    let with_address = |name: &str, last: u8| Service {
+        cluster_ips: ClusterIps { v4: Some([10, 96, 0, last].into()), v6: None },
+        ..service(name)
+    };
+    apply(&mut state, put_service(with_address("dns", 10)));
+    apply(&mut state, put_service(with_address("web", 11)));
+    let mut set = |addresses: &[(&str, &str)]| {
+        let own = addresses.iter().map(|(addr, name)| (addr.parse().unwrap(), (*name).into())).collect();
+        let mut touched = BTreeSet::new();
+        state.set_own_addresses(own, &mut touched);
+        let alone = state.left_alone().into_iter().map(|(name, addr, at)| format!("{name} {addr} {at}"));
+        (touched.iter().map(ToString::to_string).collect::<Vec<_>>(), alone.collect::<Vec<_>>())
+    };
+    let none: (Vec<String>, Vec<String>) = (vec![], vec![]);
+    assert_eq!(set(&[("192.168.50.1", "eth0")]), none);
+    let (touched, alone) = set(&[("192.168.50.1", "eth0"), ("10.96.0.10", "nodelocaldns")]);
+    assert_eq!(
+        (touched, alone),
+        (vec!["ns/dns".to_owned()], vec!["ns/dns 10.96.0.10 nodelocaldns".to_owned()])
+    );
+    assert_eq!(set(&[("10.96.0.10", "nodelocaldns")]).0, [""; 0], "it is still there");
+    assert_eq!(set(&[]), (vec!["ns/dns".to_owned()], vec![]));
+}
+
+/// ND-5.
+#[test]
+fn a_name_that_nothing_else_mentions_is_noticed() {
+    let on = |node: Option<&str>| {
+        let facts = EndpointFacts {
+            addr: [10, 0, 0, 1].into(),
+            conditions: Conditions::new(None, None, None),
+            node: node.map(Into::into),
+            zone_hints: vec![],
+            node_hints: vec![],
+        };
+        arbitrary::build(SliceName::new("ns", "s"), ServiceName::new("ns", "web"), Family::V4, &[], &[facts])
+    };
+    let mut state = state();
+    assert!(!state.lacks_own_node(), "nobody is named at all");
+    for (node, lacks) in [(None, false), (Some("N1"), true), (Some("n2"), true), (Some(OWN_NODE), false)] {
+        apply(&mut state, put_slice(on(node)));
+        assert_eq!(state.lacks_own_node(), lacks, "{node:?}");
+    }
+    apply(&mut state, put_slice(on(Some("n2"))));
+    apply(&mut state, Event::Node(Change::Apply(Node::new(OWN_NODE.into()))));
+    assert!(!state.lacks_own_node(), "a Node has the name");
+}
+
 /// The objects that events leave behind, by the plainest means.
 #[derive(Default)]
 struct Reference {

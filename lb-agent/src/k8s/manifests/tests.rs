@@ -465,3 +465,20 @@ async fn a_file_that_is_being_written_is_read_when_it_is_done() {
     assert!(running.problems.borrow().is_empty(), "{:?}", running.problems.borrow());
     running.stop().await;
 }
+
+/// SEL-2: adding a label of SEL-1 is a deletion and removing it an addition.
+#[tokio::test]
+async fn a_label_that_comes_and_goes_takes_the_service_away_and_gives_it_back() {
+    let labelled =
+        |labels: &str| service("web", "10.96.0.1").replace("metadata:\n", &format!("metadata:\n{labels}"));
+    let mut running = Running::start(with_folder);
+    for label in ["service-proxy-name: other", "service-proxy-name: ''", "headless: ''"] {
+        fs::write(running.path("web.yaml"), labelled("")).unwrap();
+        running.until(&["web"]).await;
+        let with = labelled(&format!("  labels: {{service.kubernetes.io/{label}}}\n"));
+        assert!(with.contains("labels"), "{with}");
+        fs::write(running.path("web.yaml"), with).unwrap();
+        running.until(&[]).await;
+    }
+    running.stop().await;
+}
