@@ -32,7 +32,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often the file of `--config` is looked at.
 const LOOK_AT_CONFIG: Duration = Duration::from_secs(10);
 
-/// Runs until SIGTERM or SIGINT. Programs, links and maps stay: traffic goes on. `config` is what the file of `--config` said.
+/// Runs until SIGTERM or SIGINT. Programs, links and maps stay: traffic goes on. `config` is what the file of
+/// `--config` said.
 ///
 /// # Errors
 /// What makes a start impossible, each with its remedy.
@@ -77,19 +78,20 @@ fn settings(args: &RunArgs, cgroup: PathBuf, switches: Switches) -> anyhow::Resu
     })
 }
 
-/// Without this agent a node's Services stand still, so it should be the last to go when memory ends. Lowering the number
-/// needs CAP_SYS_RESOURCE, and nothing else does.
+/// Without this agent a node's Services stand still, so it should be the last to go when memory ends. Lowering the
+/// number needs CAP_SYS_RESOURCE, and nothing else does.
 fn protect_from_oom(score: i16) {
     if let Err(error) = fs::write("/proc/self/oom_score_adj", score.to_string()) {
         warn!(
             score, %error,
-            "cannot set how likely this process is killed when memory ends: give it CAP_SYS_RESOURCE, or name the score it \
-             has by --oom-score-adj"
+            "cannot set how likely this process is killed when memory ends: give it CAP_SYS_RESOURCE, or name the \
+             score it has by --oom-score-adj"
         );
     }
 }
 
-/// Says once that the file is not what it was at the start: kube-proxy ends then, to be started again with the new content.
+/// Says once that the file is not what it was at the start: kube-proxy ends then, to be started again with the new
+/// content.
 async fn watch_config(path: PathBuf, text: String) {
     loop {
         tokio::time::sleep(LOOK_AT_CONFIG).await;

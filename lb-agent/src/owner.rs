@@ -12,6 +12,7 @@ mod addresses;
 mod need;
 mod pace;
 mod report;
+mod turns;
 
 use std::{
     cmp::Reverse,
@@ -24,10 +25,7 @@ use std::{
 use anyhow::Context as _;
 use aya::Ebpf;
 use lb_common::abi::SocketLb;
-use tokio::{
-    sync::mpsc::{Receiver, WeakSender},
-    time::timeout,
-};
+use tokio::sync::mpsc::{Receiver, WeakSender};
 use tracing::{debug, error, info, warn};
 
 use crate::{
@@ -183,45 +181,9 @@ impl Owner {
     /// What makes a start impossible: the kernel refuses the object or the attachment. Later failures are logged and tried
     /// again.
     pub fn run(mut self) -> anyhow::Result<()> {
-        let clock = tokio::runtime::Builder::new_current_thread().enable_time().build();
-        let clock = clock.context("cannot start the owner's clock")?;
-        loop {
-            let first = match self.pace.wait(Instant::now()) {
-                None => self.messages.blocking_recv(),
-                Some(rest) => match clock.block_on(async { timeout(rest, self.messages.recv()).await }) {
-                    Ok(first) => first,
-                    // What was held back is due.
-                    Err(_elapsed) => {
-                        self.work_if_due()?;
-                        continue;
-                    }
-                },
-            };
-            let Some(first) = first else { return Ok(()) };
-            if !self.take(first) {
-                return Ok(());
-            }
-            // A burst is one pass.
-            while let Ok(next) = self.messages.try_recv() {
-                if !self.take(next) {
-                    return Ok(());
-                }
-            }
+        let clock = turns::clock()?;
+        while self.take_burst(&clock) {
             self.work_if_due()?;
-        }
-    }
-
-    /// Works, unless changes came too early after the last ones (SY-2) or the last write failed a moment ago.
-    fn work_if_due(&mut self) -> anyhow::Result<()> {
-        let has_changes = !self.touched.is_empty() || self.addresses_changed;
-        let now = Instant::now();
-        let is_early = !self.pace.allows(now) && has_changes && self.running.is_some();
-        if is_early || !self.retry.allows(now) {
-            return Ok(());
-        }
-        self.work()?;
-        if has_changes {
-            self.pace.passed(Instant::now());
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! What the agent makes of the node that it runs on: its addresses, its Node object, its zone; and of the options that say which
-//! of them and which objects count.
+//! What the agent makes of the node that it runs on: its addresses, its Node object, its zone; and of the options that
+//! say which of them and which objects count.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::{net::IpAddr, process::Command, time::Duration};
@@ -34,7 +34,8 @@ struct World {
 }
 
 impl World {
-    /// Everything but the agent. `web` has cluster IPs 10.0.1.100 and fd00:10::1:100, TCP 80 and UDP 53, and node ports.
+    /// Everything but the agent. `web` has cluster IPs 10.0.1.100 and fd00:10::1:100, TCP 80 and UDP 53, and node
+    /// ports.
     fn new(label: &str) -> Self {
         let net = Topology::single().unwrap();
         let node = net.node(1);
@@ -135,8 +136,8 @@ fn web(pod: &Pod) -> Vec<Value> {
     objects
 }
 
-/// NP-3, ND-1, ND-2, ND-3, DS-2: kube-proxy ends when its Node's addresses change, to be started again; here the effect of the
-/// new start comes by itself. What was known stays when the Node says nothing any more.
+/// NP-3, ND-1, ND-2, ND-3, DS-2: kube-proxy ends when its Node's addresses change, to be started again; here the effect
+/// of the new start comes by itself. What was known stays when the Node says nothing any more.
 #[test]
 fn node_ports_follow_the_primary_addresses_of_the_node_object() {
     needs_root!();
@@ -203,7 +204,8 @@ fn ranges_hold_for_addresses_that_come_later() {
     assert_eq!(world.tcp(third), "web-1");
 }
 
-/// NP-5, NP-6, NP-7, NP-8: the host's sockets meet node ports on loopback, by TCP and UDP alike, without a proxy in between.
+/// NP-5, NP-6, NP-7, NP-8: the host's sockets meet node ports on loopback, by TCP and UDP alike, without a proxy in
+/// between.
 #[test]
 fn node_ports_on_loopback_are_chosen_by_switch_and_by_name() {
     needs_root!();
@@ -263,7 +265,8 @@ fn home_low(world: &World, low: &Value) {
     world.home.apply("low", &[low.clone(), backend]).unwrap();
 }
 
-/// ND-4, ND-6: the zone is known before the first write, and a new one steers new connections; without a Node there is none.
+/// ND-4, ND-6: the zone is known before the first write, and a new one steers new connections; without a Node there is
+/// none.
 #[test]
 fn the_zone_of_the_node_is_followed_from_the_first_write_on() {
     needs_root!();
@@ -330,7 +333,11 @@ fn a_cluster_ip_on_an_interface_of_this_node_is_left_alone_while_it_is_there() {
     let netns = &world.node().netns;
     let add = |interface: &str| {
         netns
-            .ip(&format!("link add {interface} type veth peer name peer0\nlink set {interface} up\naddr add 10.0.1.100/32 dev {interface}"))
+            .ip(&format!(
+                "link add {interface} type veth peer name peer0
+                 link set {interface} up
+                 addr add 10.0.1.100/32 dev {interface}"
+            ))
             .unwrap();
     };
     add("nodelocaldns");
@@ -385,7 +392,8 @@ fn a_service_may_lose_all_of_its_frontends_to_interfaces() {
     world.until_tcp("10.0.1.102:80", "ECONNREFUSED");
 }
 
-/// LB-6: external IPs that no node has are served, unless they are switched off, which is said of each Service that has some.
+/// LB-6: external IPs that no node has are served, unless they are switched off, which is said of each Service that has
+/// some.
 #[test]
 fn external_ips_can_be_switched_off() {
     needs_root!();

@@ -1,7 +1,5 @@
 //! `--print-config`: what is in force, as a text that `--config` takes.
 
-use core::fmt::Write as _;
-
 use super::{
     Command, NOT_YET, Parsed,
     file::fields::{FIELDS, Field, Kind, Meaning, Mode},
@@ -13,8 +11,8 @@ pub(super) const OF_PACKETS: [&str; 5] =
     ["cluster-cidr", "detect-local-mode", "masquerade-all", "pod-bridge-interface", "pod-interface-prefix"];
 
 impl Parsed {
-    /// Every flag of `run` as a comment with where it comes from, then the same as a `KubeProxyConfiguration`, as far as that has
-    /// fields.
+    /// Every flag of `run` as a comment with where it comes from, then the same as a `KubeProxyConfiguration`, as far
+    /// as that has fields.
     pub fn effective(&self) -> String {
         let values = self.values();
         let mut text = format!("# lb-agent {}: what is in force\n", env!("CARGO_PKG_VERSION"));
@@ -40,8 +38,8 @@ impl Parsed {
 }
 
 fn line(text: &mut String, content: core::fmt::Arguments<'_>) {
-    // Writing to a String does not fail.
-    let _ = writeln!(text, "{content}");
+    text.push_str(&content.to_string());
+    text.push('\n');
 }
 
 /// The fields of flags that have one. Of the sections of modes the one without a mode is written.

@@ -1,9 +1,10 @@
-//! The command line, the environment and kube-proxy's configuration file: one definition that is parser, help and reference.
+//! The command line, the environment and kube-proxy's configuration file: one definition that is parser, help and
+//! reference.
 //!
 //! ```text
-//! file/         KubeProxyConfiguration -> values of flags      \
-//!                                                               >  parse.rs  flag > environment > file > default -> Cli
-//! mod.rs, ..    flags, their variables, defaults and help      /
+//! file/         KubeProxyConfiguration -> values of flags     \
+//!                                                              > parse.rs   flag > environment > file > default
+//! mod.rs, ..    flags, their variables, defaults and help     /
 //! effective.rs  what is in force, and where each value comes from
 //! reference.rs  docs/configuration.md
 //! ```
@@ -50,7 +51,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Keep this node's maps equal to the cluster's Services.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Look at what an agent has done, or undo it.
     #[command(flatten)]
     Tool(Tool),
@@ -82,7 +83,10 @@ pub struct ObserveArgs {
     #[arg(long, env = "LB_METRICS_ADDRESS", default_value = "127.0.0.1:10249", value_name = "ADDRESS:PORT")]
     pub metrics_address: String,
     /// End when one of these addresses cannot be listened on, instead of trying again.
-    #[arg(long, env = "LB_BIND_HARD_FAIL", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(
+        long, env = "LB_BIND_HARD_FAIL", default_value_t = false, action = clap::ArgAction::Set,
+        num_args = 0..=1, default_missing_value = "true", value_name = "BOOL"
+    )]
     pub bind_hard_fail: bool,
 }
 
@@ -92,15 +96,19 @@ pub struct AddressArgs {
     /// Addresses of this node, at most one for each family, instead of those that its Node object names.
     #[arg(long, env = "LB_NODE_IP", default_value = "", hide_default_value = true, value_name = "IP[,IP]")]
     pub node_ip: PerFamily<IpAddr>,
-    /// On which addresses of this node NodePorts are served: primary, all, or address ranges, and localhost beside them.
+    /// On which addresses of this node NodePorts are served: primary, all, or address ranges, and localhost beside
+    /// them.
     ///
-    /// primary is the first address of each family that the Node object names, InternalIP before ExternalIP. A family that
-    /// ranges do not mention is served on all of its addresses.
+    /// primary is the first address of each family that the Node object names, InternalIP before ExternalIP. A family
+    /// that ranges do not mention is served on all of its addresses.
     #[arg(long, env = "LB_NODEPORT_ADDRESSES", default_value = "primary", value_name = "WHICH")]
     pub nodeport_addresses: NodePortAddresses,
-    /// Serve NodePorts on 127.0.0.1 and ::1 for processes of the host too, unless --nodeport-addresses has ranges without
-    /// them. The word localhost there serves them in any case.
-    #[arg(long, env = "LB_LOCALHOST_NODEPORTS", default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    /// Serve NodePorts on 127.0.0.1 and ::1 for processes of the host too, unless --nodeport-addresses has ranges
+    /// without them. The word localhost there serves them in any case.
+    #[arg(
+        long, env = "LB_LOCALHOST_NODEPORTS", default_value_t = true, action = clap::ArgAction::Set,
+        num_args = 0..=1, default_missing_value = "true", value_name = "BOOL"
+    )]
     pub localhost_nodeports: bool,
 }
 
@@ -116,8 +124,12 @@ pub enum OnOff {
 /// Which objects are served.
 #[derive(Clone, Debug, Args)]
 pub struct SelectArgs {
-    /// Serve the Services whose label service.kubernetes.io/service-proxy-name has this value, instead of those without it.
-    #[arg(long, env = "LB_SERVICE_PROXY_NAME", default_value = "", hide_default_value = true, value_parser = label_value, value_name = "NAME")]
+    /// Serve the Services whose label service.kubernetes.io/service-proxy-name has this value, instead of those without
+    /// it.
+    #[arg(
+        long, env = "LB_SERVICE_PROXY_NAME", default_value = "", hide_default_value = true,
+        value_parser = label_value, value_name = "NAME"
+    )]
     pub service_proxy_name: String,
     /// Whether spec.externalIPs are served.
     ///
@@ -156,7 +168,8 @@ fn label_value(text: &str) -> Result<String, &'static str> {
         Ok(text.to_owned())
     } else {
         Err(
-            "expected the value of a label: at most 63 letters, digits, '-', '_' and '.', with a letter or digit at both ends",
+            "expected the value of a label: at most 63 letters, digits, '-', '_' and '.', the first and the last one a \
+             letter or digit",
         )
     }
 }
@@ -177,16 +190,16 @@ pub enum RefuseBy {
     Auto,
     /// The hook itself returns ECONNREFUSED: kernel 5.18 or newer.
     Hook,
-    /// The call goes to a loopback address where nobody listens: every kernel. Datagrams of unconnected sockets are lost
-    /// without an error.
+    /// The call goes to a loopback address where nobody listens: every kernel. Datagrams of unconnected sockets are
+    /// lost without an error.
     Address,
 }
 
 /// `lb-agent run`
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Take values from this KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), as kube-proxy does; flags and variables
-    /// win. Read once: a change needs a restart.
+    /// Take values from this KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), as kube-proxy does; flags and
+    /// variables win. Read once: a change needs a restart.
     #[arg(long, env = "LB_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Print what is in force and where each value comes from, and end. The text can be given to --config.
@@ -217,7 +230,10 @@ pub struct RunArgs {
     #[arg(long, env = "LB_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     /// Likelihood of being killed when memory ends, -1000 to 1000 (proc_pid_oom_score_adj(5)).
-    #[arg(long, env = "LB_OOM_SCORE_ADJ", default_value_t = -999, allow_negative_numbers = true, value_parser = clap::value_parser!(i16).range(-1000..=1000), value_name = "NUMBER")]
+    #[arg(
+        long, env = "LB_OOM_SCORE_ADJ", default_value_t = -999, allow_negative_numbers = true,
+        value_parser = clap::value_parser!(i16).range(-1000..=1000), value_name = "NUMBER"
+    )]
     pub oom_score_adj: i16,
     /// Where something is served.
     #[command(flatten)]
@@ -288,7 +304,7 @@ mod tests {
     fn run(args: &[&str]) -> Result<RunArgs, clap::Error> {
         let args = ["lb-agent", "run"].iter().chain(args);
         Cli::try_parse_from(args).map(|cli| match cli.command {
-            Command::Run(args) => args,
+            Command::Run(args) => *args,
             Command::Tool(tool) => panic!("parsed as {tool:?}"),
         })
     }

@@ -1,4 +1,5 @@
-//! Options that only the packet path will use: read and checked now, so that a configuration of kube-proxy can be taken over whole.
+//! Options that only the packet path will use: read and checked now, so that a configuration of kube-proxy can be taken
+//! over whole.
 
 use core::{fmt, str::FromStr};
 
@@ -56,7 +57,10 @@ impl FromStr for InterfaceName {
 #[derive(Clone, Debug, Args)]
 pub struct PacketArgs {
     /// How a packet is known to come from a pod of this node. Used by packets, not yet in this version.
-    #[arg(long, env = "LB_DETECT_LOCAL_MODE", value_enum, default_value_t = DetectLocalMode::ClusterCidr, value_name = "HOW")]
+    #[arg(
+        long, env = "LB_DETECT_LOCAL_MODE", value_enum, default_value_t = DetectLocalMode::ClusterCidr,
+        value_name = "HOW"
+    )]
     pub detect_local_mode: DetectLocalMode,
     /// Addresses of pods, at most one range for each family. Used by packets, not yet in this version.
     #[arg(
@@ -76,8 +80,8 @@ pub struct PacketArgs {
         value_name = "NAME"
     )]
     pub pod_bridge_interface: InterfaceName,
-    /// What interfaces towards pods of this node begin with, for mode InterfaceNamePrefix. Used by packets, not yet in this
-    /// version.
+    /// What interfaces towards pods of this node begin with, for mode InterfaceNamePrefix. Used by packets, not yet in
+    /// this version.
     #[arg(
         long,
         env = "LB_POD_INTERFACE_PREFIX",
@@ -87,7 +91,10 @@ pub struct PacketArgs {
     )]
     pub pod_interface_prefix: InterfaceName,
     /// Give every packet to a Service an address of this node as its source. Used by packets, not yet in this version.
-    #[arg(long, env = "LB_MASQUERADE_ALL", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(
+        long, env = "LB_MASQUERADE_ALL", default_value_t = false, action = clap::ArgAction::Set,
+        num_args = 0..=1, default_missing_value = "true", value_name = "BOOL"
+    )]
     pub masquerade_all: bool,
 }
 

@@ -1,7 +1,7 @@
 //! Flag over environment over file over default, with one definition of each flag.
 //!
-//! The file is turned into values of flags, which take the place of the defaults before the command line is read a second
-//! time.
+//! The file is turned into values of flags, which take the place of the defaults before the command line is read a
+//! second time.
 
 use std::ffi::OsString;
 
@@ -97,11 +97,10 @@ fn parsed((cli, matches): (Cli, ArgMatches), file: Option<String>, config: FileC
     Parsed { cli, ignored: config.ignored, file, matches, given: config.given }
 }
 
-fn read(command: Clap, args: &[OsString]) -> Result<(Cli, ArgMatches), clap::Error> {
-    let mut matches = command.clone().try_get_matches_from(args)?;
-    let kept = matches.clone();
-    let cli = Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command.clone()))?;
-    Ok((cli, kept))
+fn read(mut command: Clap, args: &[OsString]) -> Result<(Cli, ArgMatches), clap::Error> {
+    let matches = command.try_get_matches_from_mut(args)?;
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    Ok((cli, matches))
 }
 
 /// Whether the flag takes the value, for an error that names the place in the file.

@@ -16,9 +16,9 @@ const INTRODUCTION: &str = "\
 
 Made from the definitions of the flags by the test `the_reference_page_is_up_to_date`; `LB_BLESS=1` rewrites it.
 
-A value comes from the flag, else from the environment variable, else from the file that `--config` names, else it is the default.
-`lb-agent run --print-config` shows what is in force and where each value comes from, and ends. Durations are written as Go
-writes them: `30s`, `1m30s`, `100ms`, `0`.
+A value comes from the flag, else from the environment variable, else from the file that `--config` names, else it is the
+default. `lb-agent run --print-config` shows what is in force and where each value comes from, and ends. Durations are written as
+Go writes them: `30s`, `1m30s`, `100ms`, `0`.
 
 ## Flags
 
@@ -27,10 +27,10 @@ writes them: `30s`, `1m30s`, `100ms`, `0`.
 const FILE: &str = "
 ## The file
 
-`--config` reads kube-proxy's own `KubeProxyConfiguration` of `kubeproxy.config.k8s.io/v1alpha1`; other versions and kinds are
-refused. A value of a wrong type or one that its flag refuses is one error with line and column, and nothing starts. A field that
-means nothing here, and one that v1alpha1 does not have, is one warning each, unless it is empty, zero or false. The file is read once:
-kube-proxy ends when it changes, this agent goes on and says once that a restart is needed.
+`--config` reads kube-proxy's own `KubeProxyConfiguration` of `kubeproxy.config.k8s.io/v1alpha1`; other versions and kinds
+are refused. A value of a wrong type or one that its flag refuses is one error with line and column, and nothing starts. A field
+that v1alpha1 does not have is one warning, and so is one that means nothing here, unless it is empty, zero or false. The file is
+read once: kube-proxy ends when it changes, this agent goes on and says once that a restart is needed.
 
 | field | holds | here |
 |---|---|---|

@@ -77,8 +77,8 @@ impl NodePorts {
 
 /// Chooses where NodePorts are served, from what the kernel and the Node object (`primary`) say and what was asked for.
 ///
-/// Loopback addresses other than 127.0.0.1 and ::1 serve none, and these two only for the host itself (NP-4). A primary address is
-/// served whether an interface has it or not, as under kube-proxy.
+/// Loopback addresses other than 127.0.0.1 and ::1 serve none, and these two only for the host itself (NP-4). A primary
+/// address is served whether an interface has it or not, as under kube-proxy.
 pub fn classify(own: &OwnAddresses, primary: &PerFamily<IpAddr>, options: &NodePortOptions) -> NodePorts {
     let mut chosen = NodePorts::default();
     let primary = PerFamily { v4: options.node_ip.v4.or(primary.v4), v6: options.node_ip.v6.or(primary.v6) };
@@ -131,8 +131,8 @@ fn is_all(on: &NodePortAddresses, family: Family) -> bool {
     }
 }
 
-/// NP-5, NP-6, NP-7: whether the host's own loopback address serves. As under kube-proxy's iptables mode, ranges without it leave
-/// it out.
+/// NP-5, NP-6, NP-7: whether the host's own loopback address serves. As under kube-proxy's iptables mode, ranges
+/// without it leave it out.
 fn serves_loopback(options: &NodePortOptions, family: Family) -> bool {
     let is_in_list = match &options.on.on {
         NodePortsOn::Primary | NodePortsOn::All => true,

@@ -1,4 +1,5 @@
-//! The addresses of this node and their interfaces, and their changes, from rtnetlink in the agent's own network namespace.
+//! The addresses of this node and their interfaces, and their changes, from rtnetlink in the agent's own network
+//! namespace.
 
 use std::{collections::BTreeMap, time::Duration};
 

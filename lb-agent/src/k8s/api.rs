@@ -214,8 +214,8 @@ where
         stream.next().await
     }
 
-    /// Says once that the server does not give the kind, and nothing of it counts as listed (SY-1): what was listed before stays.
-    /// Returns after a long while; false if nobody receives any more.
+    /// Says once that the server does not give the kind, and nothing of it counts as listed (SY-1): what was listed
+    /// before stays. Returns after a long while; false if nobody receives any more.
     async fn go_without(
         &self,
         error: &watcher::Error,

@@ -233,7 +233,11 @@ async fn a_proxy_with_a_name_asks_for_what_has_the_name() {
 #[tokio::test]
 async fn service_cidrs_are_listed_and_watched() {
     let stub = Stub::of("/apis/networking.k8s.io/v1/servicecidrs", move |is_watch, count, _| {
-        let cidr = |name: &str, range: &str| json!({"metadata": {"name": name, "resourceVersion": "8"}, "spec": {"cidrs": [range, "nonsense"]}});
+        let cidr = |name: &str, range: &str| {
+            json!({
+                "metadata": {"name": name, "resourceVersion": "8"}, "spec": {"cidrs": [range, "nonsense"]},
+            })
+        };
         match (is_watch, count) {
             (false, 0) => Some(refusal(500, "InternalError")),
             (false, _) => Some(list(&[cidr("kubernetes", "10.96.0.0/12")])),

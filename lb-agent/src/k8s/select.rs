@@ -29,8 +29,8 @@ impl Interest {
         Self { own_node, proxy_name: Box::default(), external_ips: true }
     }
 
-    /// Label selector for Services and `EndpointSlice`s. Because the server applies it, adding one of the labels looks like a
-    /// delete and removing it like an add (SEL-2).
+    /// Label selector for Services and `EndpointSlice`s. Because the server applies it, adding one of the labels looks
+    /// like a delete and removing it like an add (SEL-2).
     pub(super) fn label_selector(&self) -> String {
         match &*self.proxy_name {
             "" => format!("!{PROXY_NAME},!{HEADLESS}"),

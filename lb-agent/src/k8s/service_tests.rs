@@ -25,8 +25,14 @@ fn frontends(spec: &Value, status: &Value) -> Vec<String> {
 /// DS-3, DS-5, SEL-6: the families are those of the addresses, in whatever order, whatever the policy says.
 #[rstest]
 #[case::single(json!({"clusterIPs": ["10.96.0.1"], "ipFamilies": ["IPv4"]}), &["10.96.0.1:80"])]
-#[case::dual(json!({"clusterIPs": ["10.96.0.1", "fd00::1"], "ipFamilies": ["IPv4", "IPv6"]}), &["10.96.0.1:80", "[fd00::1]:80"])]
-#[case::ipv6_first(json!({"clusterIPs": ["fd00::1", "10.96.0.1"], "ipFamilies": ["IPv6", "IPv4"]}), &["10.96.0.1:80", "[fd00::1]:80"])]
+#[case::dual(
+    json!({"clusterIPs": ["10.96.0.1", "fd00::1"], "ipFamilies": ["IPv4", "IPv6"]}),
+    &["10.96.0.1:80", "[fd00::1]:80"]
+)]
+#[case::ipv6_first(
+    json!({"clusterIPs": ["fd00::1", "10.96.0.1"], "ipFamilies": ["IPv6", "IPv4"]}),
+    &["10.96.0.1:80", "[fd00::1]:80"]
+)]
 #[case::no_list(json!({"ipFamilies": []}), &["10.96.0.1:80"])]
 fn families_are_those_of_the_addresses(#[case] mut spec: Value, #[case] wanted: &[&str]) {
     spec["ports"] = json!([{"port": 80}]);

@@ -99,8 +99,8 @@ impl ClusterState {
         }
     }
 
-    /// Whether Services, slices and the own Node have each been listed to the end once, and ServiceCIDRs where the source
-    /// lists them (SY-1).
+    /// Whether Services, slices and the own Node have each been listed to the end once, and ServiceCIDRs where the
+    /// source lists them (SY-1).
     pub fn is_complete(&self) -> bool {
         self.service_list.is_listed
             && self.slice_list.is_listed
@@ -116,8 +116,7 @@ impl ClusterState {
     /// Whether endpoints name nodes and neither they nor a Node object name this one (ND-5).
     pub fn lacks_own_node(&self) -> bool {
         let slices = || self.services.values().flat_map(|entry| &entry.slices);
-        let mut nodes =
-            slices().flat_map(|slice| slice.endpoints()).filter_map(|endpoint| endpoint.node()).peekable();
+        let mut nodes = slices().flat_map(Slice::endpoints).filter_map(|endpoint| endpoint.node()).peekable();
         self.node.node.is_none() && nodes.peek().is_some() && nodes.all(|node| *node != *self.node.name)
     }
 
@@ -315,8 +314,8 @@ impl ClusterState {
         }
     }
 
-    /// Takes in the addresses on interfaces of this node, with the interfaces, and adds the Services whose cluster IP came to be
-    /// among them or left to `touched`.
+    /// Takes in the addresses on interfaces of this node, with the interfaces, and adds the Services whose cluster IP
+    /// came to be among them or left to `touched`.
     pub fn set_own_addresses(&mut self, own: BTreeMap<IpAddr, Name>, touched: &mut BTreeSet<ServiceName>) {
         let before = mem::replace(&mut self.node.own, own);
         let own = &self.node.own;

@@ -38,8 +38,8 @@ pub struct NodeContext {
     pub name: Arc<str>,
     /// The Node object, once it has been seen and as long as it exists.
     pub node: Option<Node>,
-    /// Addresses on interfaces of this node, with the interface. A cluster IP among them is left alone on this node: whoever put
-    /// it there serves it, as a node-local DNS cache does (design.md 3).
+    /// Addresses on interfaces of this node, with the interface. A cluster IP among them is left alone on this node:
+    /// whoever put it there serves it, as a node-local DNS cache does (design.md 3).
     pub own: BTreeMap<IpAddr, Name>,
 }
 

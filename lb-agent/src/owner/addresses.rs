@@ -1,5 +1,5 @@
-//! What of this node's addresses the programs and the Services must know, chosen again when the kernel, the Node object or both
-//! say something new.
+//! What of this node's addresses the programs and the Services must know, chosen again when the kernel, the Node object
+//! or both say something new.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -54,8 +54,8 @@ impl NodeAddresses {
 
     /// Takes in what the Node object says, internal addresses first; likewise.
     ///
-    /// A Node that is deleted or loses its addresses keeps the last known ones: kube-proxy would end and wait for new ones, with the
-    /// old rules in force (ND-2).
+    /// A Node that is deleted or loses its addresses keeps the last known ones: kube-proxy would end and wait for new
+    /// ones, with the old rules in force (ND-2).
     fn set_node(&mut self, addresses: &[IpAddr]) -> bool {
         if addresses.is_empty() {
             return false;

@@ -1,4 +1,5 @@
-//! When the owner works: not too often while changes keep coming (SY-2), not too often while writing fails (SY-3). Pure.
+//! When the owner works: not too often while changes keep coming (SY-2), not too often while writing fails (SY-3).
+//! Pure.
 
 use std::time::{Duration, Instant};
 

@@ -7,7 +7,8 @@
 //! FileConfig  values of flags, and what is not used
 //! ```
 //!
-//! A field that Go would take for absent (empty, zero, false where that is the default) says nothing, because `kubeadm` and
+//! A field that Go would take for absent (empty, zero, false where that is the default) says nothing, because `kubeadm`
+//! and
 //! `kube-proxy --write-config-to` write all of them.
 
 pub(crate) mod fields;
@@ -95,8 +96,8 @@ pub struct FileConfig {
 /// Reads the text of a file.
 ///
 /// # Errors
-/// The first thing that is wrong: the text, the kind of the object, a value of another type, a mode that there is not. Values of
-/// flags are checked by whoever knows the flags.
+/// The first thing that is wrong: the text, the kind of the object, a value of another type, a mode that there is not.
+/// Values of flags are checked by whoever knows the flags.
 pub fn read(text: &str) -> Result<FileConfig, Fault> {
     let document = tree::read(text)?;
     let Tree::Map(entries) = &document.tree else {

@@ -32,7 +32,7 @@ fn with_file(text: &str, args: &[&str]) -> Result<Parsed, ParseError> {
 
 fn run(parsed: Parsed) -> RunArgs {
     match parsed.cli.command {
-        Command::Run(args) => args,
+        Command::Run(args) => *args,
         Command::Tool(tool) => panic!("parsed as {tool:?}"),
     }
 }
