@@ -149,7 +149,9 @@ fn node_ports_follow_the_primary_addresses_of_the_node_object() {
 
     world.node_object("a", &[("InternalIP", SECOND)]);
     world.until_served_on(&[SECOND]);
-    // A family that the node does not have loses its node ports, not its Services.
+    // A family that the node does not have loses its node ports, not its Services, and that is said.
+    let mismatch = "the Node has no address of this family";
+    assert_eq!(world.home.log().matches(mismatch).count(), 1, "{}", world.home.log());
     assert_eq!(world.tcp("[fd00:10::1:100]:80"), "web-1");
 
     world.node_object("b", &[]);

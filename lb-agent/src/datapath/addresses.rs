@@ -47,6 +47,8 @@ pub struct NodePorts {
     listen: [Listen; 2],
     /// The primary address was asked for and none is known in any family: every address serves in its place.
     pub lacks_primary: bool,
+    /// The primary address was asked for and one family has none: NodePorts of this family are served nowhere (DS-2).
+    pub unserved: Option<Family>,
 }
 
 /// Where servers of this node listen that belong to NodePorts (NP-13), for one family.
@@ -82,7 +84,11 @@ impl NodePorts {
 pub fn classify(own: &OwnAddresses, primary: &PerFamily<IpAddr>, options: &NodePortOptions) -> NodePorts {
     let mut chosen = NodePorts::default();
     let primary = PerFamily { v4: options.node_ip.v4.or(primary.v4), v6: options.node_ip.v6.or(primary.v6) };
-    chosen.lacks_primary = options.on.on == NodePortsOn::Primary && primary.is_empty();
+    if options.on.on == NodePortsOn::Primary {
+        chosen.lacks_primary = primary.is_empty();
+        let missing = Family::BOTH.into_iter().find(|family| primary.of(*family).is_none());
+        chosen.unserved = missing.filter(|_| !chosen.lacks_primary);
+    }
     for family in Family::BOTH {
         let all = own.iter().filter(|own| is_candidate(own, family)).map(|own| own.addr);
         let is_all = chosen.lacks_primary || is_all(&options.on, family);
@@ -250,6 +256,19 @@ mod tests {
         assert!(chosen.lacks_primary);
         assert_eq!(chosen.addresses, classified("", "", "all", false).addresses);
         assert!(!classified("", "", "all", false).lacks_primary);
+    }
+
+    /// DS-2.
+    #[test]
+    fn a_family_that_the_node_does_not_have_is_named() {
+        for (primary, unserved) in
+            [("10.0.0.1", Some(Family::V6)), ("fd00::1", Some(Family::V4)), (BOTH, None)]
+        {
+            assert_eq!(classified("", primary, "primary", true).unserved, unserved, "{primary}");
+        }
+        assert_eq!(classified("fd00::1", "10.0.0.1", "primary", true).unserved, None);
+        assert_eq!(classified("", "10.0.0.1", "all", true).unserved, None);
+        assert_eq!(classified("", "", "primary", true).unserved, None);
     }
 
     /// ND-1, ND-3.

@@ -20,8 +20,8 @@ pub(super) struct NodeAddresses {
     /// The first address of each family that the Node object named when it last named any.
     primary: PerFamily<IpAddr>,
     chosen: NodePorts,
-    /// What was said last of the lack of a primary address.
-    has_warned: bool,
+    /// What was said last of the lack of primary addresses.
+    said: (bool, Option<Family>),
 }
 
 impl NodeAddresses {
@@ -32,7 +32,7 @@ impl NodeAddresses {
             own: None,
             primary: PerFamily::default(),
             chosen: NodePorts::default(),
-            has_warned: false,
+            said: (false, None),
         }
     }
 
@@ -73,20 +73,25 @@ impl NodeAddresses {
         has_changed
     }
 
-    /// Says once that no primary address is known, and that there is one again.
+    /// Says once what is missing, and that it is there again.
     fn tell(&mut self, node: &str) {
-        if self.chosen.lacks_primary == self.has_warned {
-            return;
-        }
-        self.has_warned = self.chosen.lacks_primary;
-        if self.has_warned {
+        let now = (self.chosen.lacks_primary, self.chosen.unserved);
+        let before = core::mem::replace(&mut self.said, now);
+        if now.0 && !before.0 {
             warn!(
                 node,
                 "no address of this Node is known, so NodePorts are served on all addresses of this node: \
                  give it by --node-ip, or choose addresses by --nodeport-addresses"
             );
-        } else {
+        } else if before.0 && !now.0 {
             info!(node, "NodePorts are served on the addresses that the Node names");
+        }
+        if let Some(family) = now.1.filter(|_| now.1 != before.1) {
+            info!(
+                node, %family,
+                "the Node has no address of this family, so its NodePorts are not served on this node's addresses; \
+                 if it should have one, give it by --node-ip"
+            );
         }
     }
 }

@@ -167,3 +167,14 @@ fn a_slice_belongs_to_the_service_that_its_label_names() {
     }
     world.expect(1, &[]);
 }
+
+/// SY-1: ServiceCIDR objects are read before the first write, and followed.
+#[test]
+fn the_ranges_of_cluster_ips_are_known() {
+    needs_cluster!();
+    let mut world = World::new(ControlPlane::shared(), "ranges");
+    world.start();
+    let known = |world: &World<'_>| world.home.status().unwrap()["agent"]["service_cidrs"].clone();
+    let first = known(&world);
+    assert!(first.as_array().is_some_and(|ranges| ranges.len() == 2), "of both families: {first}");
+}
