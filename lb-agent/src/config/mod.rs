@@ -375,10 +375,12 @@ mod tests {
         assert!(socket_lb_words(SocketLb::NONE).is_empty());
     }
 
-    /// As a variable is that a template left empty.
+    /// ND-5: the host's name in lower case; an empty one is as a variable that a template left empty.
     #[test]
     fn an_empty_node_name_is_none() {
         let own = run(&[]).unwrap().node().unwrap();
+        let host = nix::unistd::gethostname().unwrap().into_string().unwrap();
+        assert_eq!(*own, *host.to_lowercase());
         assert_eq!(run(&["--node-name", ""]).unwrap().node().unwrap(), own);
         assert_eq!(&*run(&["--node-name", "n1"]).unwrap().node().unwrap(), "n1");
     }

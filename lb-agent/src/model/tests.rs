@@ -245,7 +245,12 @@ fn a_name_that_nothing_else_mentions_is_noticed() {
         apply(&mut state, put_slice(on(node)));
         assert_eq!(state.lacks_own_node(), lacks, "{node:?}");
     }
+    let mut elsewhere = on(Some("n2"));
+    elsewhere.name = SliceName::new("ns", "elsewhere");
+    apply(&mut state, put_slice(elsewhere));
+    assert!(!state.lacks_own_node(), "one of several is here");
     apply(&mut state, put_slice(on(Some("n2"))));
+    assert!(state.lacks_own_node());
     apply(&mut state, Event::Node(Change::Apply(Node::new(OWN_NODE.into()))));
     assert!(!state.lacks_own_node(), "a Node has the name");
 }

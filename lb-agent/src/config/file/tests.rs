@@ -156,6 +156,7 @@ fn what_is_not_used_is_named_with_its_value() {
 #[case::no_yaml("kind: [\n", ":1:7: unclosed bracket")]
 #[case::no_object("- a\n", ":1:1: expected KubeProxyConfiguration")]
 #[case::empty("", ":1:1: ")]
+#[case::two_documents("kind: KubeProxyConfiguration\n---\nkind: KubeProxyConfiguration\n", ":3:")]
 #[case::no_kind("apiVersion: kubeproxy.config.k8s.io/v1alpha1\n", ": kind: it is missing")]
 #[case::the_next_version(
     "apiVersion: kubeproxy.config.k8s.io/v1alpha2\nkind: KubeProxyConfiguration\n",
