@@ -56,6 +56,13 @@ fn document(values: &[(String, String, Origin)]) -> String {
             continue;
         };
         if value.is_empty() {
+            if field.path.ends_with("BindAddress") {
+                let flag = field.flag().unwrap_or_default();
+                line(
+                    &mut text,
+                    format_args!("# {}: a file cannot say \"nowhere\": give --{flag}= beside it", field.path),
+                );
+            }
             continue;
         }
         let (above, name) = field.path.rsplit_once('.').unwrap_or(("", field.path));

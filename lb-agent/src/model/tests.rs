@@ -1,6 +1,7 @@
 //! Tests of [`ClusterState`]: tables for single rules, properties for event orders.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use proptest::collection::vec;
@@ -358,10 +359,21 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     })
 }
 
+/// An address that [`arbitrary::service`] may give.
+fn cluster_ip() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![
+        (1..4_u8).prop_map(|last| IpAddr::from([10, 96, 0, last])),
+        (1..4_u16).prop_map(|last| IpAddr::from([0xfd00, 96, 0, 0, 0, 0, 0, last])),
+    ]
+}
+
 proptest! {
     /// ES-3, ES-14, SY-9.
     #[test]
-    fn any_event_order_with_the_same_end_gives_the_same_state(events in events()) {
+    fn any_event_order_with_the_same_end_gives_the_same_state(
+        events in events(),
+        own in vec(cluster_ip(), 0..4),
+    ) {
         let mut state = state();
         let mut reference = Reference::default();
         for event in events {
@@ -373,6 +385,15 @@ proptest! {
             let after = compiled(&state);
             for name in before.keys().chain(after.keys()) {
                 prop_assert!(touched.contains(name) || before.get(name) == after.get(name), "{name}");
+            }
+        }
+        // Addresses that come to interfaces, or leave them, are no events, and touch what they concern likewise.
+        for own in [&own[..], &[]] {
+            let before = compiled(&state);
+            let mut touched = BTreeSet::new();
+            state.set_own_addresses(own.iter().map(|addr| (*addr, "eth0".into())).collect(), &mut touched);
+            for (name, after) in compiled(&state) {
+                prop_assert!(touched.contains(&name) || before.get(&name) == Some(&after), "{name}");
             }
         }
         let fresh = reference.fresh();

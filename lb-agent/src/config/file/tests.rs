@@ -237,6 +237,15 @@ fn what_is_printed_can_be_given_to_config_again() {
     assert_eq!(values(&again), values(&parsed));
 }
 
+/// An empty address is the default one in the file, and none at all as a flag.
+#[test]
+fn what_the_file_cannot_say_is_said_beside_it() {
+    let shown = with_file(HEAD, &["--healthz-address", ""]).unwrap().effective();
+    let wanted = "# healthzBindAddress: a file cannot say \"nowhere\": give --healthz-address= beside it";
+    assert!(shown.lines().any(|line| line == wanted), "{shown}");
+    assert!(!shown.contains("\nhealthzBindAddress"), "{shown}");
+}
+
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
     let result = parse(["lb-agent", "run", "--config", "/nowhere/config.conf"]);
