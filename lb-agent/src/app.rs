@@ -1,6 +1,6 @@
 //! Builds the parts of the running agent in order, and ends them.
 
-use std::{pin::Pin, sync::Arc, thread, time::Duration};
+use std::{fs, path::PathBuf, pin::Pin, sync::Arc, thread, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
@@ -12,13 +12,13 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
-    config::RunArgs,
-    datapath::{devices, host, load::Switches},
+    config::{OnOff, RunArgs},
+    datapath::{addresses::NodePortOptions, devices, host, load::Switches},
     healer::Healer,
-    k8s::{self, Access, manifests::Problem},
+    k8s::{self, Access, Interest, manifests::Problem},
     maps::pin::PinDir,
     model::Event,
     observe::server::{Server, Sources},
@@ -29,17 +29,21 @@ use crate::{
 const QUEUE: usize = 4096;
 /// How often the owner looks after what was left undone.
 const TICK: Duration = Duration::from_secs(1);
+/// How often the file of `--config` is looked at.
+const LOOK_AT_CONFIG: Duration = Duration::from_secs(10);
 
-/// Runs until SIGTERM or SIGINT. Programs, links and maps stay: traffic goes on.
+/// Runs until SIGTERM or SIGINT. Programs, links and maps stay: traffic goes on. `config` is what the file of
+/// `--config` said.
 ///
 /// # Errors
 /// What makes a start impossible, each with its remedy.
-pub fn run(args: &RunArgs) -> anyhow::Result<()> {
+pub fn run(args: &RunArgs, config: Option<String>) -> anyhow::Result<()> {
     host::check_kernel()?;
     host::check_capabilities()?;
     let cgroup = host::cgroup(args.cgroup.as_deref())?;
     let switches = Switches::probe(host::netns_cookie(&cgroup), args.refuse_by)?;
-    let settings = Settings { node: args.node()?, cgroup, socket_lb: args.socket_lb(), switches };
+    let settings = settings(args, cgroup, switches)?;
+    protect_from_oom(args.oom_score_adj);
     let pins = PinDir::open(&args.pins.pin_dir)?;
     info!(
         version = env!("CARGO_PKG_VERSION"), node = %settings.node, cgroup = %settings.cgroup.display(),
@@ -49,7 +53,54 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(supervise(args, settings, pins))
+    let watch_config = args.config.clone().zip(config).map(|(path, text)| watch_config(path, text));
+    runtime.block_on(async {
+        watch_config.map(tokio::spawn);
+        supervise(args, settings, pins).await
+    })
+}
+
+fn settings(args: &RunArgs, cgroup: PathBuf, switches: Switches) -> anyhow::Result<Settings> {
+    Ok(Settings {
+        node: args.node()?,
+        cgroup,
+        socket_lb: args.socket_lb(),
+        switches,
+        node_ports: NodePortOptions {
+            on: args.addresses.nodeport_addresses.clone(),
+            localhost: args.addresses.localhost_nodeports,
+            node_ip: args.addresses.node_ip,
+        },
+        service_cidrs: args.select.service_cidr.clone(),
+        packets: args.packets.options()?,
+        min_sync_interval: args.sync.min_sync_interval.0,
+        resync_interval: args.sync.resync_interval.0,
+    })
+}
+
+/// Without this agent a node's Services stand still, so it should be the last to go when memory ends. Lowering the
+/// number needs CAP_SYS_RESOURCE, and nothing else does.
+fn protect_from_oom(score: i16) {
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        warn!(
+            score, %error,
+            "cannot set how likely this process is killed when memory ends: give it CAP_SYS_RESOURCE, or name the \
+             score it has by --oom-score-adj"
+        );
+    }
+}
+
+/// Says once that the file is not what it was at the start: kube-proxy ends then, to be started again with the new
+/// content.
+async fn watch_config(path: PathBuf, text: String) {
+    loop {
+        tokio::time::sleep(LOOK_AT_CONFIG).await;
+        // It may be gone for a moment while it is replaced.
+        if fs::read_to_string(&path).is_ok_and(|now| now != text) {
+            warn!(file = %path.display(), "--config has changed, restart lb-agent to use it");
+            return;
+        }
+    }
 }
 
 /// Runs the owner on a thread of its own, and everything that sends to it here.
@@ -116,16 +167,21 @@ async fn source(
     stop: CancellationToken,
 ) -> anyhow::Result<Pin<Box<dyn Future<Output = ()> + Send>>> {
     let (events, objects) = channel::<Event>(QUEUE);
+    let interest = Arc::new(Interest {
+        own_node: node,
+        proxy_name: args.select.service_proxy_name.as_str().into(),
+        external_ips: args.select.external_ips == OnOff::On,
+    });
     let forward = forward(objects, sender);
     if let Some(folder) = args.manifests.clone() {
-        let source = k8s::manifests::run(folder, node, events, problems, stop);
+        let source = k8s::manifests::run(folder, interest, events, problems, stop);
         return Ok(Box::pin(async {
             tokio::join!(source, forward);
         }));
     }
     let access = Access { kubeconfig: args.kubeconfig.clone(), servers: args.api_server.clone() };
     let client = k8s::connect(&access).await?;
-    let source = k8s::api::run(client, node, events, stop);
+    let source = k8s::api::run(client, interest, events, stop);
     Ok(Box::pin(async {
         tokio::join!(source, forward);
     }))

@@ -1,22 +1,25 @@
 //! `lb-agent`: parse, log, run, exit code.
 
-use std::{env, ffi::OsStr, process::ExitCode};
+use std::{
+    env,
+    ffi::OsStr,
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
-use clap::Parser as _;
+use anyhow::Context as _;
 use lb_agent::{
     app, cli,
-    config::{Cli, Command, LogFormat},
+    config::{self, Command, LogFormat, ParseError, Parsed},
 };
 use tracing::warn;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Run(args) => {
-            log(args.log_format);
-            app::run(&args)
-        }
-        Command::Tool(tool) => cli::run(&tool),
+    let result = match config::parse(env::args_os()) {
+        Ok(parsed) => run(parsed),
+        Err(ParseError::Flags(error)) => error.exit(),
+        Err(ParseError::Config(error)) => Err(error),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -27,6 +30,22 @@ fn main() -> ExitCode {
     }
 }
 
+fn run(parsed: Parsed) -> anyhow::Result<()> {
+    let args = match &parsed.cli.command {
+        Command::Tool(tool) => return cli::run(tool),
+        Command::Run(args) => args,
+    };
+    if args.print_config {
+        return io::stdout().write_all(parsed.effective().as_bytes()).context("cannot write to stdout");
+    }
+    log(args.log_format);
+    for ignored in &parsed.ignored {
+        let config::file::Ignored { path, value, why } = ignored;
+        warn!(field = path, value, reason = why, "a field of --config is not used");
+    }
+    app::run(args, parsed.file)
+}
+
 /// What is logged without RUST_LOG. The client's own lines repeat what the agent says once per outage, for every request and
 /// with whole response bodies.
 const DEFAULT_FILTER: &str = "info,kube_client=off,kube_runtime=off";
@@ -34,7 +53,7 @@ const DEFAULT_FILTER: &str = "info,kube_client=off,kube_runtime=off";
 /// Log lines go to stderr; RUST_LOG says which.
 fn log(format: LogFormat) {
     let (filter, problem) = filter(env::var_os(EnvFilter::DEFAULT_ENV).as_deref());
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match format {
         LogFormat::Text => lines.init(),
         LogFormat::Json => lines.json().init(),

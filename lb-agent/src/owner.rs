@@ -8,8 +8,11 @@
 //! own Node are listed (SY-1); after that only touched Services are compiled. A failed write is answered by reading the maps
 //! again and planning everything.
 
+mod addresses;
 mod need;
+mod pace;
 mod report;
+mod turns;
 
 use std::{
     cmp::Reverse,
@@ -22,13 +25,15 @@ use std::{
 
 use anyhow::Context as _;
 use aya::Ebpf;
-use lb_common::abi::{Addr, Address, SocketLb};
+use lb_common::abi::SocketLb;
 use tokio::sync::mpsc::{Receiver, WeakSender};
 use tracing::{debug, error, info, warn};
 
 use crate::{
     compile::PortKey,
+    config::{PacketOptions, Ranges},
     datapath::{
+        addresses::{NodePortOptions, OwnAddresses},
         attach::{self, Attached},
         load::{self, LoadError, Loaded, Switches},
     },
@@ -41,9 +46,11 @@ use crate::{
     model::{ClusterState, Event, Notice, ServiceName},
     reconcile::{Contested, Desired, NoRoom, Outcome, Reconciler},
 };
+use addresses::NodeAddresses;
 use need::Need;
+use pace::{Pace, Retry};
 
-pub use report::{PortName, Progress, Report};
+pub use report::{LeftAlone, PortName, Progress, Report};
 
 /// Services planned together: bounds the memory of a plan and the time between two looks at the channel.
 const CHUNK: usize = 1000;
@@ -61,7 +68,7 @@ pub enum Message {
     /// A source has news.
     Object(Event),
     /// The node's addresses, all of them.
-    Addresses(BTreeMap<Addr, Address>),
+    Addresses(OwnAddresses),
     /// Grace periods have passed.
     Grace,
     /// Time to look after what was left undone.
@@ -83,6 +90,16 @@ pub struct Settings {
     pub socket_lb: SocketLb,
     /// What they know of the kernel.
     pub switches: Switches,
+    /// Where NodePorts are served.
+    pub node_ports: NodePortOptions,
+    /// `--service-cidr`
+    pub service_cidrs: Ranges,
+    /// What only packets need.
+    pub packets: PacketOptions,
+    /// Shortest time between two passes.
+    pub min_sync_interval: Duration,
+    /// Longest pause before a failed write is tried again.
+    pub resync_interval: Duration,
 }
 
 /// The maps and programs, once they are loaded.
@@ -114,8 +131,10 @@ pub struct Owner {
     sender: WeakSender<Message>,
     state: ClusterState,
     touched: BTreeSet<ServiceName>,
-    addresses: Option<BTreeMap<Addr, Address>>,
+    node_addresses: NodeAddresses,
     addresses_changed: bool,
+    pace: Pace,
+    retry: Retry,
     running: Option<Running>,
     notices: BTreeMap<ServiceName, Vec<Notice>>,
     contested: BTreeMap<PortKey, Vec<Contested>>,
@@ -137,13 +156,15 @@ impl Owner {
     ) -> Self {
         Self {
             state: ClusterState::new(Arc::clone(&settings.node)),
+            node_addresses: NodeAddresses::new(settings.node_ports.clone()),
+            pace: Pace::new(settings.min_sync_interval),
+            retry: Retry::new(settings.resync_interval),
             settings,
             pins,
             healer,
             messages,
             sender,
             touched: BTreeSet::new(),
-            addresses: None,
             addresses_changed: false,
             running: None,
             notices: BTreeMap::new(),
@@ -161,17 +182,9 @@ impl Owner {
     /// What makes a start impossible: the kernel refuses the object or the attachment. Later failures are logged and tried
     /// again.
     pub fn run(mut self) -> anyhow::Result<()> {
-        while let Some(first) = self.messages.blocking_recv() {
-            if !self.take(first) {
-                break;
-            }
-            // A burst is one pass.
-            while let Ok(next) = self.messages.try_recv() {
-                if !self.take(next) {
-                    return Ok(());
-                }
-            }
-            self.work()?;
+        let clock = turns::clock()?;
+        while self.take_burst(&clock) {
+            self.work_if_due()?;
         }
         Ok(())
     }
@@ -179,11 +192,14 @@ impl Owner {
     /// Takes in one message; false for the last one.
     fn take(&mut self, message: Message) -> bool {
         match message {
-            Message::Object(event) => self.state.apply(event, &mut self.touched),
-            Message::Addresses(addresses) => {
-                self.addresses = Some(addresses);
-                self.addresses_changed = true;
+            Message::Object(event) => {
+                let is_node = matches!(event, Event::Node(_));
+                self.state.apply(event, &mut self.touched);
+                if is_node {
+                    self.take_node_addresses();
+                }
             }
+            Message::Addresses(own) => self.take_own_addresses(own),
             // What found no room may find it now.
             Message::Grace | Message::Tick => {
                 self.touched.extend(self.left_out.keys().map(|port| port.service.clone()));
@@ -212,8 +228,9 @@ impl Owner {
     /// Notes a failed write. Whatever failed may have been half done: the maps are trusted, not the memory of them.
     fn fail(&mut self, error: &anyhow::Error) {
         let text = format!("{error:#}");
+        let pause = self.retry.failed(Instant::now());
         if self.last_error.as_ref() != Some(&text) {
-            error!(error = %text, "cannot program the maps, trying again every second");
+            error!(error = %text, again = ?pause, "cannot program the maps, trying again after growing pauses");
         }
         self.last_error = Some(text);
         if let Some(running) = &mut self.running {
@@ -222,12 +239,12 @@ impl Owner {
     }
 
     fn is_ready_to_start(&mut self) -> bool {
-        let ready = self.state.is_complete() && self.addresses.is_some();
+        let ready = self.state.is_complete() && self.node_addresses.are_known();
         if !ready && self.waiting_since.elapsed() > WAITING {
             self.waiting_since = Instant::now();
             warn!(
                 listed = self.state.is_complete(),
-                addresses = self.addresses.is_some(),
+                addresses = self.node_addresses.are_known(),
                 "nothing is programmed before Services, EndpointSlices and this Node are listed"
             );
         }
@@ -254,6 +271,9 @@ impl Owner {
             running.attached = attached;
         }
         self.last_error = None;
+        self.retry.succeeded();
+        self.tell_of_addresses();
+        self.tell_of_own_name();
         self.healer.heal_after_start();
         info!(
             services = self.state.services().count(),
@@ -269,7 +289,7 @@ impl Owner {
 
     /// How large the maps must be for everything that is known now.
     fn need(&self) -> Capacities {
-        Need::of(&self.state, self.addresses.as_ref().map_or(0, BTreeMap::len)).capacities()
+        Need::of(&self.state, self.node_addresses.entries().len()).capacities()
     }
 
     /// Loads the programs over maps that are large enough. Whatever fails changes nothing.
@@ -371,6 +391,7 @@ impl Owner {
             self.everything()?;
             // What had gone before the failure is not known any more.
             self.healer.heal_after_start();
+            self.retry.succeeded();
             if self.last_error.take().is_some() {
                 info!("the maps are programmed again");
             }
@@ -385,10 +406,8 @@ impl Owner {
     /// Plans the touched Services until none is left.
     fn plan_touched(&mut self) -> anyhow::Result<()> {
         let Some(running) = &mut self.running else { return Ok(()) };
-        if self.addresses_changed
-            && let Some(addresses) = &self.addresses
-        {
-            match running.reconciler.set_addresses(addresses) {
+        if self.addresses_changed {
+            match running.reconciler.set_addresses(self.node_addresses.entries()) {
                 Ok(_) => self.addresses_changed = false,
                 // Nothing was written, and the Services can go on: the map grows after them.
                 Err(MapError::Full { .. }) => {}

@@ -265,6 +265,11 @@ fn set_up<'a>(command: &'a mut Command, node: &Node, home: &Home, log: File) -> 
         .env("LB_CGROUP", node.cgroup.path())
         .env("LB_SOCKET", home.socket())
         .env("NODE_NAME", &node.name)
+        // Lowering it needs a capability that root may lack in a container, and would be warned of.
+        .env(
+            "LB_OOM_SCORE_ADJ",
+            fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_else(|_| "0".into()).trim(),
+        )
         // What the caller's own cluster is, is none of its business.
         .env_remove("KUBECONFIG")
         .env_remove("KUBERNETES_SERVICE_HOST")

@@ -175,6 +175,7 @@ fn status_shows_agent_programs_maps_switches_counters_and_what_is_wrong() {
     assert!(text.out.contains("manifests that cannot be used:\n  "), "{text:?}");
 }
 
+/// SY-7: what is attached is looked at, not remembered.
 #[test]
 fn a_link_that_was_detached_is_told_from_one_that_is_missing() {
     needs_root!();

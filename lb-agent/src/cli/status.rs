@@ -14,7 +14,7 @@ use super::{
     table::{Table, section},
 };
 use crate::{
-    config::socket_lb_words,
+    config::{NOT_YET, socket_lb_words},
     datapath::{PROGRAMS, host},
     maps::{Array as _, Table as _, read},
     observe::Status,
@@ -176,11 +176,17 @@ fn render(overview: &Overview) -> String {
         parts.extend([map_table(&overview.maps), reason_table(&overview.reasons)]);
     }
     if let Some(Status { report, problems, .. }) = &overview.agent {
+        let left_alone: Vec<String> = report
+            .left_alone
+            .iter()
+            .map(|left| format!("{}  {}  {}", left.service, left.address, left.interface))
+            .collect();
         let sections = [
             section("manifests that cannot be used", problems),
             section("fields that cannot be used", &report.notices),
             section("frontends that another Service owns", &report.contested),
             section("service ports that are not programmed", &report.left_out),
+            section("cluster IPs on an interface of this node, left alone", &left_alone),
         ];
         parts.extend(sections.into_iter().flatten());
     }
@@ -206,6 +212,10 @@ fn agent_facts(overview: &Overview, facts: &mut Table) {
     facts.fact("services", format!("{} listed, {} service ports programmed", report.services, report.ports));
     let refuses = if report.refuses_directly { "by the hook itself" } else { "by an address that refuses" };
     facts.fact("refusing", refuses);
+    let addresses: Vec<String> = report.node_port_addresses.iter().map(ToString::to_string).collect();
+    facts.fact("node ports on", none_or(&addresses));
+    facts.fact("service ranges", none_or(&report.service_cidrs));
+    facts.fact("pods", format!("{} ({NOT_YET})", report.packets));
 }
 
 fn node_facts(overview: &Overview, facts: &mut Table) {
@@ -266,6 +276,11 @@ fn reason_table(rows: &[ReasonRow]) -> String {
         table.row([row.name.to_owned(), row.count.to_string(), row.help.to_owned()]);
     }
     table.render()
+}
+
+/// The items in one line.
+fn none_or(items: &[String]) -> String {
+    if items.is_empty() { "none".to_owned() } else { items.join(", ") }
 }
 
 /// A number, or nothing.

@@ -22,6 +22,8 @@ pub(super) struct Addresses {
 impl Addresses {
     /// Collects them. `None` if the Service has no cluster IP of `family`: then the family gets nothing at all (SEL-7), and
     /// each address that is left out for it is named.
+    ///
+    /// A cluster IP that an interface of this node has is left out: whoever put it there serves it (design.md 3).
     pub(super) fn of(
         service: &Service,
         family: Family,
@@ -46,6 +48,9 @@ impl Addresses {
         // IP as well, because its source ranges hold for both (SR-4).
         served.sort_by_key(|(addr, _)| *addr);
         served.dedup_by_key(|(addr, _)| *addr);
+        if node.own.contains_key(&cluster_ip) {
+            served.retain(|(addr, _)| *addr != cluster_ip);
+        }
         let has_external = external().next().is_some() || balanced().next().is_some();
 
         // Ranges of the other family alone mean no filter for this one (SR-2).

@@ -21,6 +21,8 @@ mod endpoints;
 mod entries;
 mod frontends;
 #[cfg(test)]
+mod own_address_tests;
+#[cfg(test)]
 mod tests;
 
 use crate::model::{
@@ -90,6 +92,8 @@ pub fn compile<'a>(
                 insert(first, addresses.other_ports());
             }
         }
+        // All that is left of it on this node is a cluster IP that somebody else serves.
+        ports.retain(|port| !port.frontends.is_empty());
         ports.sort_unstable_by(|one, other| one.key.cmp(&other.key));
     }
     notices.extend(

@@ -1,37 +1,27 @@
-//! The addresses of this node, and their changes, from rtnetlink in the agent's own network namespace.
+//! The addresses of this node and their interfaces, and their changes, from rtnetlink in the agent's own network
+//! namespace.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use futures::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
-use lb_common::abi::{Addr, Address};
 use rtnetlink::{Handle, MulticastGroup, new_multicast_connection, packet_route::address::AddressAttribute};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice::index_to_name, socket_with};
 use tokio::{sync::mpsc::Sender, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+
+use super::addresses::{OwnAddress, OwnAddresses};
+use crate::model::Name;
 
 /// Changes come in bursts (an interface that goes up); they are read once per burst.
 const SETTLE: Duration = Duration::from_millis(50);
 /// Between two attempts after netlink has failed.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// What every address of this node is to the programs.
-///
-/// Loopback addresses other than 127.0.0.1 and ::1 serve no NodePort, as under kube-proxy's nftables mode (NP-4).
-pub fn classify(addresses: impl IntoIterator<Item = IpAddr>) -> BTreeMap<Addr, Address> {
-    let mut known: BTreeMap<Addr, Address> = addresses
-        .into_iter()
-        .filter(|addr| !addr.is_loopback() && !addr.is_unspecified())
-        .map(|addr| (Addr::from(addr), Address::NODE))
-        .collect();
-    known.insert(Addr::LOOPBACK_V4, Address::LOOPBACK);
-    known.insert(Addr::LOOPBACK_V6, Address::LOOPBACK);
-    known
-}
-
 /// Sends the node's addresses once, and again after every change, until `stop`.
 pub async fn run<M: Send + 'static>(
     messages: Sender<M>,
-    wrap: impl Fn(BTreeMap<Addr, Address>) -> M,
+    wrap: impl Fn(OwnAddresses) -> M,
     stop: CancellationToken,
 ) {
     while !stop.is_cancelled() {
@@ -47,21 +37,21 @@ pub async fn run<M: Send + 'static>(
 
 async fn follow<M>(
     messages: &Sender<M>,
-    wrap: &impl Fn(BTreeMap<Addr, Address>) -> M,
+    wrap: &impl Fn(OwnAddresses) -> M,
     stop: &CancellationToken,
 ) -> Result<(), rtnetlink::Error> {
     let groups = [MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (connection, handle, mut changes) = new_multicast_connection(&groups)
         .map_err(|error| rtnetlink::Error::NamespaceError(error.to_string()))?;
     let connection = tokio::spawn(connection);
-    let mut sent = BTreeMap::new();
+    let mut sent = None;
     let result = loop {
         let addresses = match read(&handle).await {
-            Ok(addresses) => classify(addresses),
+            Ok(addresses) => addresses,
             Err(error) => break Err(error),
         };
-        if addresses != sent {
-            sent.clone_from(&addresses);
+        if sent.as_ref() != Some(&addresses) {
+            sent = Some(addresses.clone());
             if messages.send(wrap(addresses)).await.is_err() {
                 break Ok(());
             }
@@ -87,8 +77,8 @@ fn drain(changes: &mut (impl Stream + Unpin)) {
 }
 
 /// All addresses of all interfaces.
-async fn read(handle: &Handle) -> Result<Vec<IpAddr>, rtnetlink::Error> {
-    let mut addresses = Vec::new();
+async fn read(handle: &Handle) -> Result<OwnAddresses, rtnetlink::Error> {
+    let mut found = Vec::new();
     let mut interfaces = handle.address().get().execute();
     while let Some(message) = interfaces.try_next().await? {
         // IFA_LOCAL is the own address, IFA_ADDRESS the peer's on point-to-point links (rtnetlink(7)).
@@ -100,9 +90,20 @@ async fn read(handle: &Handle) -> Result<Vec<IpAddr>, rtnetlink::Error> {
             AddressAttribute::Address(addr) => Some(*addr),
             _ => None,
         });
-        addresses.extend(local.or(any));
+        found.extend(local.or(any).map(|addr| (addr, message.header.index)));
     }
-    Ok(addresses)
+    let mut names = BTreeMap::new();
+    let named = found.into_iter().filter_map(|(addr, index)| {
+        let name = names.entry(index).or_insert_with(|| interface(index)).clone()?;
+        Some(OwnAddress { addr: addr.to_canonical(), interface: name })
+    });
+    Ok(named.collect())
+}
+
+/// Name of an interface; nothing if it is gone, of which netlink will tell.
+fn interface(index: u32) -> Option<Name> {
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None).ok()?;
+    index_to_name(&socket, index).ok().map(Name::from)
 }
 
 #[cfg(test)]
@@ -130,15 +131,12 @@ mod tests {
         assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(()));
     }
 
-    #[test]
-    fn loopback_serves_node_ports_only_on_its_two_well_known_addresses() {
-        let known =
-            classify(["127.0.0.1", "127.0.0.53", "10.0.0.1", "fd00::1"].map(|addr| addr.parse().unwrap()));
-        let at = |addr: &str| known.get(&Addr::from(addr.parse::<IpAddr>().unwrap())).copied();
-        assert_eq!(at("127.0.0.1"), Some(Address::LOOPBACK));
-        assert_eq!(at("::1"), Some(Address::LOOPBACK));
-        assert_eq!(at("127.0.0.53"), None);
-        assert_eq!(at("10.0.0.1"), Some(Address::NODE));
-        assert_eq!(at("fd00::1"), Some(Address::NODE));
+    #[tokio::test]
+    async fn every_address_has_the_name_of_its_interface() {
+        let (connection, handle, _) = new_multicast_connection(&[]).unwrap();
+        tokio::spawn(connection);
+        let found = read(&handle).await.unwrap();
+        let loopback = OwnAddress { addr: [127, 0, 0, 1].into(), interface: "lo".into() };
+        assert!(found.contains(&loopback), "{found:?}");
     }
 }

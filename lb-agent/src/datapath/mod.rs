@@ -1,5 +1,6 @@
 //! The BPF side of the agent: loading the object, attaching its programs, and what of this node they must know.
 
+pub mod addresses;
 pub mod attach;
 pub mod cookie;
 pub mod devices;

@@ -1,9 +1,10 @@
-//! List and watch at an API server: Services, `EndpointSlice`s and the own Node.
+//! List and watch at an API server: Services, `EndpointSlice`s, the own Node and, where it has them, ServiceCIDRs.
 //!
 //! Built on kube's `watcher`, without its store: each object is converted as it arrives and dropped. What the watcher cannot
 //! do by itself is here: waiting between attempts, and starting over where its position is of no use any more.
 
 use core::fmt::Debug;
+use core::mem;
 use core::time::Duration;
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use backon::ExponentialBuilder;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node as ApiNode, Service as ApiService};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::utils::ResetTimerBackoff;
 use kube::runtime::watcher::{self, Config, ExponentialBackoff, watcher};
@@ -24,8 +26,8 @@ use tracing::{debug, info, warn};
 
 use super::outage::{Outages, is_break};
 use super::pace::paced;
-use super::select::{NOT_HEADLESS, label_selector};
-use super::{Refused, namespace, node, service, slice};
+use super::select::{Interest, NOT_HEADLESS};
+use super::{Refused, namespace, node, service, service_cidr, slice};
 use crate::model::{Change, Event, Names, ServiceName, SliceName};
 
 /// Pauses between attempts grow from the first to the second, and chance adds up to as much again. The longest is a third
@@ -39,42 +41,61 @@ const RECOVERED: Duration = Duration::from_mins(1);
 /// A server that answers and refuses to resume a watch so many times in a row gets a new list request: the position may be
 /// one that it will never know, as after a restored backup.
 const REFUSALS: u32 = 5;
+/// A kind that can be done without and that the server does not give is asked for again this often.
+const ASK_AGAIN: Duration = Duration::from_mins(10);
 
 /// Follows the API server until `shutdown`, and sends what it says.
 ///
-/// Failures are retried for ever, with growing pauses; until a new list is complete nothing is deleted. Of Nodes only
-/// `own_node` is asked for.
+/// Failures are retried for ever, with growing pauses; until a new list is complete nothing is deleted. Only what is of
+/// `interest` is asked for.
 ///
 /// Returns when `shutdown` is cancelled or nobody receives any more.
 pub async fn run(
     client: Client,
-    own_node: Arc<str>,
+    interest: Arc<Interest>,
     events: mpsc::Sender<Event>,
     shutdown: CancellationToken,
 ) {
-    let objects = Config::default().labels(&label_selector()).page_size(PAGE);
+    let own_node = Arc::clone(&interest.own_node);
+    let objects = Config::default().labels(&interest.label_selector()).page_size(PAGE);
     let services = Kind {
         name: "services",
         api: Api::all(paced(client.clone(), pauses())),
         config: objects.clone().fields(NOT_HEADLESS),
         can_do_without_fields: true,
-        convert: service_event,
+        is_optional: false,
+        convert: Box::new(move |event, names| service_event(event, names, &interest)),
     };
     let slices = Kind {
         name: "endpointslices",
         api: Api::all(paced(client.clone(), pauses())),
         config: objects,
         can_do_without_fields: true,
-        convert: slice_event,
+        is_optional: false,
+        convert: Box::new(slice_event),
     };
     let nodes = Kind {
         name: "nodes",
-        api: Api::all(paced(client, pauses())),
+        api: Api::all(paced(client.clone(), pauses())),
         config: Config::default().fields(&format!("metadata.name={}", escaped(&own_node))),
         // Every Node of a large cluster, and each of their changes.
         can_do_without_fields: false,
-        convert: node_event,
+        is_optional: false,
+        convert: Box::new(node_event),
     };
+    // Kubernetes 1.33; nothing that sockets need follows from them.
+    let cidrs = Kind {
+        name: "servicecidrs",
+        api: Api::all(paced(client, pauses())),
+        config: Config::default().page_size(PAGE),
+        can_do_without_fields: true,
+        is_optional: true,
+        convert: Box::new(service_cidr_event),
+    };
+    // SY-1: said before anything else can be complete, so that they are waited for.
+    if events.send(Event::ServiceCidr(Change::Restart)).await.is_err() {
+        return;
+    }
     let outages = Outages::default();
     let mut presence = Presence { own_node, is_listed: false, is_there: None };
     let all = async {
@@ -82,6 +103,7 @@ pub async fn run(
             nodes.follow(&events, &outages, |event| presence.look(event)),
             services.follow(&events, &outages, |_| ()),
             slices.follow(&events, &outages, |_| ()),
+            cidrs.follow(&events, &outages, |_| ()),
         )
     };
     tokio::select! {
@@ -98,7 +120,19 @@ struct Kind<K> {
     config: Config,
     /// Servers that do not know the field selector are asked without it.
     can_do_without_fields: bool,
-    convert: fn(watcher::Event<K>, &mut Names) -> Event,
+    /// Where the server does not know the kind or does not show it, things go on without.
+    is_optional: bool,
+    convert: Convert<K>,
+}
+
+type Convert<K> = Box<dyn Fn(watcher::Event<K>, &mut Names) -> Event + Send + Sync>;
+
+/// What was said of a kind that can be done without.
+#[derive(Default)]
+struct Optional {
+    /// A list was complete, or was said to be.
+    is_listed: bool,
+    was_said: bool,
 }
 
 /// How a watch goes on after a failure.
@@ -110,6 +144,8 @@ enum Next {
     List,
     /// With a new list, without the field selector.
     ListWithoutFields,
+    /// Without the kind, for long.
+    DoWithout,
 }
 
 impl<K> Kind<K>
@@ -122,6 +158,7 @@ where
         // A watch that breaks off says nothing about the server, so what an outage has grown does not count for it; a
         // sequence of its own keeps a watch that breaks off at once each time from asking for list after list.
         let (mut after_breaks, mut after_failures) = (pauses(), pauses());
+        let mut state = Optional::default();
         loop {
             let mut refusals = 0;
             let mut stream = pin!(watcher(self.api.clone(), self.config.clone()));
@@ -134,6 +171,7 @@ where
                         if !matches!(event, watcher::Event::Init) {
                             outages.ended(self.name);
                         }
+                        state.is_listed |= matches!(event, watcher::Event::InitDone);
                         let event = (self.convert)(event, &mut names);
                         look(&event);
                         if events.send(event).await.is_err() {
@@ -141,8 +179,15 @@ where
                         }
                     }
                     Err(error) => {
-                        outages.failed(self.name, &error);
                         let next = self.after(&error, &mut refusals);
+                        if next == Next::DoWithout {
+                            outages.ended(self.name);
+                            if !self.go_without(&error, &mut state, events, &mut names).await {
+                                return;
+                            }
+                            break next;
+                        }
+                        outages.failed(self.name, &error);
                         let pauses = if is_break(&error) { &mut after_breaks } else { &mut after_failures };
                         sleep(pauses.next().unwrap_or(PAUSES.1)).await;
                         if next != Next::Resume {
@@ -169,9 +214,38 @@ where
         stream.next().await
     }
 
+    /// Says once that the server does not give the kind, and nothing of it counts as listed (SY-1): what was listed
+    /// before stays. Returns after a long while; false if nobody receives any more.
+    async fn go_without(
+        &self,
+        error: &watcher::Error,
+        state: &mut Optional,
+        events: &mpsc::Sender<Event>,
+        names: &mut Names,
+    ) -> bool {
+        if !mem::replace(&mut state.was_said, true) {
+            warn!(
+                kind = self.name, %error,
+                "the API server does not give these objects, going on without; they are asked for again now and then"
+            );
+        }
+        let is_open =
+            state.is_listed || events.send((self.convert)(watcher::Event::InitDone, names)).await.is_ok();
+        state.is_listed = true;
+        if is_open {
+            sleep(ASK_AGAIN).await;
+        }
+        is_open
+    }
+
     fn after(&self, error: &watcher::Error, refusals: &mut u32) -> Next {
         use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
         match error {
+            InitialListFailed(kube::Error::Api(status))
+                if self.is_optional && [403, 404].contains(&status.code) =>
+            {
+                Next::DoWithout
+            }
             InitialListFailed(kube::Error::Api(status))
                 if status.code == 400
                     && self.can_do_without_fields
@@ -249,10 +323,10 @@ impl Presence {
     }
 }
 
-fn service_event(event: watcher::Event<ApiService>, names: &mut Names) -> Event {
+fn service_event(event: watcher::Event<ApiService>, names: &mut Names, interest: &Interest) -> Event {
     Event::Service(change(
         event,
-        |object| service(object, names),
+        |object| service(object, names).map(|service| interest.restrict(service)),
         |meta| ServiceName::new(namespace(meta), meta.name.as_deref().unwrap_or_default()),
     ))
 }
@@ -269,6 +343,14 @@ fn node_event(event: watcher::Event<ApiNode>, names: &mut Names) -> Event {
     Event::Node(change(
         event,
         |object| node(object, names),
+        |meta| meta.name.as_deref().unwrap_or_default().into(),
+    ))
+}
+
+fn service_cidr_event(event: watcher::Event<ServiceCIDR>, names: &mut Names) -> Event {
+    Event::ServiceCidr(change(
+        event,
+        |object| service_cidr(object, names),
         |meta| meta.name.as_deref().unwrap_or_default().into(),
     ))
 }

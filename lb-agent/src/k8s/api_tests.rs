@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connect::{LIMITS, connect_within};
 use super::transport::Limits;
-use super::{Access, api, connect};
+use super::{Access, Interest, api, connect};
 use crate::model::{ClusterState, Event};
 
 const OWN_NODE: &str = "n1";
@@ -123,10 +123,14 @@ impl Running {
     }
 
     async fn start_within(servers: Vec<String>, limits: Limits) -> Self {
+        Self::start_with(servers, limits, Interest::new(OWN_NODE.into())).await
+    }
+
+    async fn start_with(servers: Vec<String>, limits: Limits, interest: Interest) -> Self {
         let client = connect_within(&Access { kubeconfig: None, servers }, limits).await.unwrap();
         let (sender, events) = mpsc::channel(4);
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(api::run(client, OWN_NODE.into(), sender, shutdown.clone()));
+        let task = tokio::spawn(api::run(client, Arc::new(interest), sender, shutdown.clone()));
         Self { events, state: ClusterState::new(OWN_NODE.into()), shutdown, task }
     }
 
@@ -144,6 +148,22 @@ impl Running {
 
     fn services(&self) -> Vec<String> {
         self.state.services().map(|name| name.name.to_string()).collect()
+    }
+
+    /// Takes in events until the ranges of ServiceCIDRs are as wanted.
+    async fn until_ranges(&mut self, want: &[&str]) {
+        let wait = async {
+            while self.ranges() != want {
+                let event = self.events.recv().await.expect("the source runs");
+                self.state.apply(event, &mut BTreeSet::new());
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(20), wait).await;
+        assert!(waited.is_ok(), "{:?} instead of {want:?}", self.ranges());
+    }
+
+    fn ranges(&self) -> Vec<String> {
+        self.state.service_cidrs().map(|range| range.to_string()).collect()
     }
 
     async fn stop(self) {
@@ -193,6 +213,65 @@ async fn a_server_that_refuses_the_field_selector_is_asked_without_it() {
     running.stop().await;
 }
 
+/// SEL-1: with a name of its own, the proxy asks for what has that name.
+#[tokio::test]
+async fn a_proxy_with_a_name_asks_for_what_has_the_name() {
+    let stub = Stub::new(|_, _, _| None);
+    let interest = Interest { proxy_name: "mine".into(), ..Interest::new(OWN_NODE.into()) };
+    let mut running = Running::start_with(vec![stub.serve().await], LIMITS, interest).await;
+    running.until(&[]).await;
+    let labels =
+        "labelSelector=service.kubernetes.io/service-proxy-name=mine,!service.kubernetes.io/headless";
+    for kind in ["/api/v1/services", "/apis/discovery.k8s.io/v1/endpointslices"] {
+        let requests = stub.requests(kind);
+        assert!(!requests.is_empty() && requests.iter().all(|it| it.contains(labels)), "{requests:?}");
+    }
+    running.stop().await;
+}
+
+/// SY-1: they are part of what is waited for.
+#[tokio::test]
+async fn service_cidrs_are_listed_and_watched() {
+    let stub = Stub::of("/apis/networking.k8s.io/v1/servicecidrs", move |is_watch, count, _| {
+        let cidr = |name: &str, range: &str| {
+            json!({
+                "metadata": {"name": name, "resourceVersion": "8"}, "spec": {"cidrs": [range, "nonsense"]},
+            })
+        };
+        match (is_watch, count) {
+            (false, 0) => Some(refusal(500, "InternalError")),
+            (false, _) => Some(list(&[cidr("kubernetes", "10.96.0.0/12")])),
+            (true, 0) => {
+                let mut more = cidr("more", "fd00::/108");
+                more["kind"] = json!("ServiceCIDR");
+                more["apiVersion"] = json!("networking.k8s.io/v1");
+                Some(watch(&[event("ADDED", &more)]))
+            }
+            _ => None,
+        }
+    });
+    let mut running = Running::start(vec![stub.serve().await]).await;
+    running.until(&[]).await;
+    assert!(running.ranges().contains(&"10.96.0.0/12".to_owned()), "complete without them");
+    running.until_ranges(&["10.96.0.0/12", "fd00::/108"]).await;
+    running.stop().await;
+}
+
+/// SY-1: API servers before 1.33 do not know them, and a role may leave them out.
+#[tokio::test]
+async fn without_service_cidrs_the_rest_goes_on() {
+    for script in
+        [(|_, _, _| Some(refusal(404, "NotFound"))) as Script, |_, _, _| Some(refusal(403, "Forbidden"))]
+    {
+        let stub = Stub::of("/apis/networking.k8s.io/v1/servicecidrs", script);
+        let mut running = Running::start(vec![stub.serve().await]).await;
+        running.until(&[]).await;
+        assert_eq!(running.ranges(), [""; 0]);
+        running.stop().await;
+        assert_eq!(stub.requests("servicecidrs").len(), 1, "it is not asked for again and again");
+    }
+}
+
 /// Any name can be given on the command line. Without the selector every Node of the cluster would come.
 #[tokio::test]
 async fn an_odd_node_name_asks_for_no_other_node() {
@@ -202,7 +281,7 @@ async fn an_odd_node_name_asks_for_no_other_node() {
     let client = connect_within(&access, LIMITS).await.unwrap();
     let (sender, mut events) = mpsc::channel(4);
     let shutdown = CancellationToken::new();
-    let task = tokio::spawn(api::run(client, name.into(), sender, shutdown.clone()));
+    let task = tokio::spawn(api::run(client, Arc::new(Interest::new(name.into())), sender, shutdown.clone()));
     let asked = async {
         while stub.requests("/nodes").len() < 2 {
             drop(tokio::time::timeout(Duration::from_millis(50), events.recv()).await);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! connect.rs, api.rs   list and watch     \
-//!                                          >  service.rs, slice.rs, node.rs  -->  model::Event
+//!                                          >  service.rs, slice.rs, ..  -->  model::Event
 //! manifests/           read, read again   /
 //! ```
 //!
@@ -23,6 +23,9 @@ mod outage;
 mod pace;
 mod select;
 mod service;
+mod service_cidr;
+#[cfg(test)]
+mod service_tests;
 mod slice;
 #[cfg(test)]
 mod tests;
@@ -30,7 +33,9 @@ mod transport;
 
 pub use connect::{Access, ConnectError, connect};
 pub use node::node;
+pub use select::Interest;
 pub use service::service;
+pub use service_cidr::service_cidr;
 pub use slice::slice;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;

@@ -171,6 +171,7 @@ pub(crate) fn build(
 
 /// The own node or another one.
 pub(crate) fn node() -> impl Strategy<Value = Node> {
-    (name(&[OWN_NODE, OWN_NODE, "n2"]), option::of(name(&["a", "b"])))
-        .prop_map(|(name, zone)| Node { zone, ..Node::new(name.as_str().into()) })
+    let addresses = vec(addr(Family::V4), 0..2).prop_map(Into::into);
+    (name(&[OWN_NODE, OWN_NODE, "n2"]), option::of(name(&["a", "b"])), addresses)
+        .prop_map(|(name, zone, addresses)| Node { zone, addresses, ..Node::new(name.as_str().into()) })
 }

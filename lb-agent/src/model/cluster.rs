@@ -1,12 +1,15 @@
 //! What the cluster looks like now: the sum of all events.
 
-use std::collections::BTreeSet;
+use core::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::sync::Arc;
 
 use crate::hash::HashMap;
 
-use super::{Change, Event, Name, Node, NodeContext, Service, ServiceName, Slice, SliceName};
+use super::{Change, Event, Name, Node, NodeContext, Service, ServiceCidr, ServiceName, Slice, SliceName};
+
+use ipnet::IpNet;
 
 /// Services with their slices, and the own Node.
 ///
@@ -20,6 +23,9 @@ pub struct ClusterState {
     service_list: Listing<ServiceName>,
     slice_list: Listing<SliceName>,
     node_list: Listing<Arc<str>>,
+    service_cidrs: BTreeMap<Name, Box<[IpNet]>>,
+    /// Only for sources that list them: nothing until they say so.
+    cidr_list: Option<Listing<Name>>,
     /// The slices of [`API_SERVICE`] when they last had an endpoint that may serve.
     api_slices: Vec<Slice>,
 }
@@ -74,6 +80,8 @@ impl ClusterState {
             service_list: Listing::default(),
             slice_list: Listing::default(),
             node_list: Listing::default(),
+            service_cidrs: BTreeMap::new(),
+            cidr_list: None,
             api_slices: Vec::new(),
         }
     }
@@ -87,12 +95,29 @@ impl ClusterState {
             Event::Service(change) => self.apply_service(change, touched),
             Event::Slice(change) => self.apply_slice(change, touched),
             Event::Node(change) => self.apply_node(change, touched),
+            Event::ServiceCidr(change) => self.apply_service_cidr(change),
         }
     }
 
-    /// Whether Services, slices and the own Node have each been listed to the end once (SY-1).
-    pub const fn is_complete(&self) -> bool {
-        self.service_list.is_listed && self.slice_list.is_listed && self.node_list.is_listed
+    /// Whether Services, slices and the own Node have each been listed to the end once, and ServiceCIDRs where the
+    /// source lists them (SY-1).
+    pub fn is_complete(&self) -> bool {
+        self.service_list.is_listed
+            && self.slice_list.is_listed
+            && self.node_list.is_listed
+            && self.cidr_list.as_ref().is_none_or(|list| list.is_listed)
+    }
+
+    /// The ranges of all ServiceCIDRs.
+    pub fn service_cidrs(&self) -> impl Iterator<Item = IpNet> {
+        self.service_cidrs.values().flatten().copied()
+    }
+
+    /// Whether endpoints name nodes and neither they nor a Node object name this one (ND-5).
+    pub fn lacks_own_node(&self) -> bool {
+        let slices = || self.services.values().flat_map(|entry| &entry.slices);
+        let mut nodes = slices().flat_map(Slice::endpoints).filter_map(|endpoint| endpoint.node()).peekable();
+        self.node.node.is_none() && nodes.peek().is_some() && nodes.all(|node| *node != *self.node.name)
     }
 
     /// Names of the services there are, sorted. Slices without a Service do not count.
@@ -262,12 +287,61 @@ impl ClusterState {
         }
     }
 
-    fn set_node(&mut self, node: Option<Node>, touched: &mut BTreeSet<ServiceName>) {
-        let next = NodeContext { name: Arc::clone(&self.node.name), node };
-        if next.zone() != self.node.zone() {
-            touched.extend(self.services().cloned());
+    fn apply_service_cidr(&mut self, change: Change<Name, ServiceCidr>) {
+        let list = self.cidr_list.get_or_insert_default();
+        match change {
+            Change::Restart => list.restart(self.service_cidrs.keys().cloned()),
+            Change::Apply(ServiceCidr { name, ranges }) => {
+                list.seen(&name);
+                self.service_cidrs.insert(name, ranges);
+            }
+            Change::Delete(name) => {
+                list.seen(&name);
+                self.service_cidrs.remove(&name);
+            }
+            Change::Complete => {
+                for name in list.complete() {
+                    self.service_cidrs.remove(&name);
+                }
+            }
         }
-        self.node = next;
+    }
+
+    fn set_node(&mut self, node: Option<Node>, touched: &mut BTreeSet<ServiceName>) {
+        let before = mem::replace(&mut self.node.node, node);
+        if before.as_ref().and_then(|node| node.zone.as_deref()) != self.node.zone() {
+            touched.extend(self.services().cloned());
+        } else if before.as_ref().map_or(&[][..], |node| &node.addresses) != self.node.addresses() {
+            // Whether source ranges hold this node (SR-3).
+            let there = self.services.values().filter_map(|entry| entry.service.as_deref());
+            let restricted = there.filter(|service| service.source_ranges.iter().next().is_some());
+            touched.extend(restricted.map(|service| service.name.clone()));
+        }
+    }
+
+    /// Takes in the addresses on interfaces of this node, with the interfaces, and adds the Services whose cluster IP
+    /// came to be among them or left to `touched`.
+    pub fn set_own_addresses(&mut self, own: BTreeMap<IpAddr, Name>, touched: &mut BTreeSet<ServiceName>) {
+        let before = mem::replace(&mut self.node.own, own);
+        let own = &self.node.own;
+        let came_or_left = |addr: &IpAddr| before.contains_key(addr) != own.contains_key(addr);
+        if before.keys().chain(own.keys()).any(came_or_left) {
+            let there = self.services.values().filter_map(|entry| entry.service.as_deref());
+            let meant = there.filter(|service| service.cluster_ips.iter().any(|addr| came_or_left(&addr)));
+            touched.extend(meant.map(|service| service.name.clone()));
+        }
+    }
+
+    /// The cluster IPs that are left alone on this node, each with its interface, sorted.
+    pub fn left_alone(&self) -> Vec<(&ServiceName, IpAddr, &Name)> {
+        let there = self.services.values().filter_map(|entry| entry.service.as_deref());
+        let mut found: Vec<_> = there
+            .filter(|service| service.is_proxied())
+            .flat_map(|service| service.cluster_ips.iter().map(move |addr| (&service.name, addr)))
+            .filter_map(|(name, addr)| Some((name, addr, self.node.own.get(&addr)?)))
+            .collect();
+        found.sort_unstable();
+        found
     }
 }
 

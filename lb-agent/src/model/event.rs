@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Node, Service, ServiceName, Slice, SliceName};
+use ipnet::IpNet;
+
+use super::{Name, Node, Service, ServiceName, Slice, SliceName};
 
 /// One step of the stream of one kind.
 ///
@@ -20,7 +22,16 @@ pub enum Change<K, V> {
     Complete,
 }
 
-/// A change of one of the three kinds that decide where traffic goes.
+/// A ServiceCIDR: ranges of addresses that cluster IPs are taken from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceCidr {
+    /// `metadata.name`.
+    pub name: Name,
+    /// `spec.cidrs` that can be used.
+    pub ranges: Box<[IpNet]>,
+}
+
+/// A change of one of the kinds that decide where traffic goes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
     /// A Service.
@@ -29,4 +40,6 @@ pub enum Event {
     Slice(Change<SliceName, Slice>),
     /// The own Node; others are ignored.
     Node(Change<Arc<str>, Node>),
+    /// A ServiceCIDR. Sources that cannot list them never say `Restart` or say `Complete` at once.
+    ServiceCidr(Change<Name, ServiceCidr>),
 }

@@ -26,7 +26,7 @@ mod slice;
 mod tests;
 
 pub use cluster::ClusterState;
-pub use event::{Change, Event};
+pub use event::{Change, Event, ServiceCidr};
 pub use few::Few;
 pub use names::{Name, Names, ServiceName, SliceName};
 pub use node::{Node, NodeContext};

@@ -1,6 +1,7 @@
 //! The node this agent runs on.
 
 use core::net::IpAddr;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -37,12 +38,15 @@ pub struct NodeContext {
     pub name: Arc<str>,
     /// The Node object, once it has been seen and as long as it exists.
     pub node: Option<Node>,
+    /// Addresses on interfaces of this node, with the interface. A cluster IP among them is left alone on this node:
+    /// whoever put it there serves it, as a node-local DNS cache does (design.md 3).
+    pub own: BTreeMap<IpAddr, Name>,
 }
 
 impl NodeContext {
     /// Only the name is known.
     pub const fn new(name: Arc<str>) -> Self {
-        Self { name, node: None }
+        Self { name, node: None, own: BTreeMap::new() }
     }
 
     /// The zone, if the Node object is known and names one.

@@ -78,6 +78,8 @@ pub enum Reason {
     SamePortName(Box<str>),
     /// Another port of the Service has the same number and protocol.
     SamePortNumber(u16, Protocol),
+    /// External IPs, which `--external-ips=off` leaves out (LB-6).
+    ExternalIpsOff,
     /// More endpoints than a port can have; those with the highest addresses do not serve.
     TooManyEndpoints {
         /// Their family.
@@ -108,6 +110,7 @@ impl Reason {
                 write!(f, "an earlier port of the same protocol is called {name:?} too")
             }
             Self::SamePortNumber(port, protocol) => write!(f, "an earlier port uses {port}/{protocol} too"),
+            Self::ExternalIpsOff => f.write_str("external IPs are switched off on this node"),
             Self::TooManyEndpoints { family, left_out } => {
                 write!(f, "{left_out} of its {family} endpoints do not serve, a port has room for 65535")
             }
@@ -128,6 +131,7 @@ impl Reason {
             Self::UnknownValue { .. } => "correct it, or update the agent",
             Self::SamePortName(_) => "give each port its own name",
             Self::SamePortNumber(..) => "give each port its own number",
+            Self::ExternalIpsOff => "use a LoadBalancer address, or start the agent with --external-ips=on",
             Self::TooManyEndpoints { .. } => "spread the pods over several Services",
             Self::More(_) => "correct the ones that are named first",
         }

@@ -107,6 +107,11 @@ impl ClusterIps {
         }
     }
 
+    /// All of them, IPv4 first.
+    pub fn iter(&self) -> impl Iterator<Item = IpAddr> {
+        Family::BOTH.into_iter().filter_map(|family| self.of(family))
+    }
+
     /// Headless, or not allocated yet: nothing is proxied (SEL-4).
     pub const fn is_empty(&self) -> bool {
         self.v4.is_none() && self.v6.is_none()

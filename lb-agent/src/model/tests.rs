@@ -1,6 +1,7 @@
 //! Tests of [`ClusterState`]: tables for single rules, properties for event orders.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use proptest::collection::vec;
@@ -166,6 +167,95 @@ fn a_new_zone_of_the_own_node_touches_every_service() {
     assert_eq!(state.node().zone(), None);
 }
 
+/// SY-1: a source that lists ServiceCIDRs is waited for, one that does not is not.
+#[test]
+fn service_cidrs_are_waited_for_where_they_can_be_listed() {
+    let mut state = state();
+    let cidr = |change| Event::ServiceCidr(change);
+    let range = |name: &str, text: &str| {
+        let ranges = Box::new([text.parse().unwrap()]);
+        cidr(Change::Apply(ServiceCidr { name: name.into(), ranges }))
+    };
+    let shown =
+        |state: &ClusterState| state.service_cidrs().map(|range| range.to_string()).collect::<Vec<_>>();
+    apply(&mut state, cidr(Change::Restart));
+    apply(&mut state, Event::Service(Change::Complete));
+    apply(&mut state, Event::Slice(Change::Complete));
+    apply(&mut state, Event::Node(Change::Complete));
+    assert!(!state.is_complete());
+    apply(&mut state, range("kubernetes", "10.96.0.0/12"));
+    apply(&mut state, range("more", "fd00::/108"));
+    apply(&mut state, cidr(Change::Complete));
+    assert!(state.is_complete());
+    assert_eq!(shown(&state), ["10.96.0.0/12", "fd00::/108"]);
+    apply(&mut state, cidr(Change::Delete("more".into())));
+    apply(&mut state, range("new", "10.112.0.0/12"));
+    assert_eq!(shown(&state), ["10.96.0.0/12", "10.112.0.0/12"]);
+    apply(&mut state, cidr(Change::Restart));
+    apply(&mut state, range("new", "10.112.0.0/12"));
+    assert_eq!(shown(&state).len(), 2, "an earlier list stays in force until the new one is complete");
+    apply(&mut state, cidr(Change::Complete));
+    assert_eq!(shown(&state), ["10.112.0.0/12"]);
+    assert!(state.is_complete());
+}
+
+/// A cluster IP that comes to be on an interface, or leaves it, concerns its Service and nobody else.
+#[test]
+fn own_addresses_touch_the_services_whose_cluster_ips_they_are() {
+    let mut state = state();
+    let with_address = |name: &str, last: u8| Service {
+        cluster_ips: ClusterIps { v4: Some([10, 96, 0, last].into()), v6: None },
+        ..service(name)
+    };
+    apply(&mut state, put_service(with_address("dns", 10)));
+    apply(&mut state, put_service(with_address("web", 11)));
+    let mut set = |addresses: &[(&str, &str)]| {
+        let own = addresses.iter().map(|(addr, name)| (addr.parse().unwrap(), (*name).into())).collect();
+        let mut touched = BTreeSet::new();
+        state.set_own_addresses(own, &mut touched);
+        let alone = state.left_alone().into_iter().map(|(name, addr, at)| format!("{name} {addr} {at}"));
+        (touched.iter().map(ToString::to_string).collect::<Vec<_>>(), alone.collect::<Vec<_>>())
+    };
+    let none: (Vec<String>, Vec<String>) = (vec![], vec![]);
+    assert_eq!(set(&[("192.168.50.1", "eth0")]), none);
+    let (touched, alone) = set(&[("192.168.50.1", "eth0"), ("10.96.0.10", "nodelocaldns")]);
+    assert_eq!(
+        (touched, alone),
+        (vec!["ns/dns".to_owned()], vec!["ns/dns 10.96.0.10 nodelocaldns".to_owned()])
+    );
+    assert_eq!(set(&[("10.96.0.10", "nodelocaldns")]).0, [""; 0], "it is still there");
+    assert_eq!(set(&[]), (vec!["ns/dns".to_owned()], vec![]));
+}
+
+/// ND-5.
+#[test]
+fn a_name_that_nothing_else_mentions_is_noticed() {
+    let on = |node: Option<&str>| {
+        let facts = EndpointFacts {
+            addr: [10, 0, 0, 1].into(),
+            conditions: Conditions::new(None, None, None),
+            node: node.map(Into::into),
+            zone_hints: vec![],
+            node_hints: vec![],
+        };
+        arbitrary::build(SliceName::new("ns", "s"), ServiceName::new("ns", "web"), Family::V4, &[], &[facts])
+    };
+    let mut state = state();
+    assert!(!state.lacks_own_node(), "nobody is named at all");
+    for (node, lacks) in [(None, false), (Some("N1"), true), (Some("n2"), true), (Some(OWN_NODE), false)] {
+        apply(&mut state, put_slice(on(node)));
+        assert_eq!(state.lacks_own_node(), lacks, "{node:?}");
+    }
+    let mut elsewhere = on(Some("n2"));
+    elsewhere.name = SliceName::new("ns", "elsewhere");
+    apply(&mut state, put_slice(elsewhere));
+    assert!(!state.lacks_own_node(), "one of several is here");
+    apply(&mut state, put_slice(on(Some("n2"))));
+    assert!(state.lacks_own_node());
+    apply(&mut state, Event::Node(Change::Apply(Node::new(OWN_NODE.into()))));
+    assert!(!state.lacks_own_node(), "a Node has the name");
+}
+
 /// The objects that events leave behind, by the plainest means.
 #[derive(Default)]
 struct Reference {
@@ -208,6 +298,8 @@ impl Reference {
             Event::Node(change) => {
                 refer(&mut self.nodes, &mut self.seen_nodes, change, |node| Arc::clone(&node.name));
             }
+            // Nothing is compiled from them.
+            Event::ServiceCidr(_) => {}
         }
     }
 
@@ -267,10 +359,21 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     })
 }
 
+/// An address that [`arbitrary::service`] may give.
+fn cluster_ip() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![
+        (1..4_u8).prop_map(|last| IpAddr::from([10, 96, 0, last])),
+        (1..4_u16).prop_map(|last| IpAddr::from([0xfd00, 96, 0, 0, 0, 0, 0, last])),
+    ]
+}
+
 proptest! {
     /// ES-3, ES-14, SY-9.
     #[test]
-    fn any_event_order_with_the_same_end_gives_the_same_state(events in events()) {
+    fn any_event_order_with_the_same_end_gives_the_same_state(
+        events in events(),
+        own in vec(cluster_ip(), 0..4),
+    ) {
         let mut state = state();
         let mut reference = Reference::default();
         for event in events {
@@ -282,6 +385,15 @@ proptest! {
             let after = compiled(&state);
             for name in before.keys().chain(after.keys()) {
                 prop_assert!(touched.contains(name) || before.get(name) == after.get(name), "{name}");
+            }
+        }
+        // Addresses that come to interfaces, or leave them, are no events, and touch what they concern likewise.
+        for own in [&own[..], &[]] {
+            let before = compiled(&state);
+            let mut touched = BTreeSet::new();
+            state.set_own_addresses(own.iter().map(|addr| (*addr, "eth0".into())).collect(), &mut touched);
+            for (name, after) in compiled(&state) {
+                prop_assert!(touched.contains(&name) || before.get(&name) == Some(&after), "{name}");
             }
         }
         let fresh = reference.fresh();

@@ -3,11 +3,16 @@
 //! What the maps hold is not here: tools read it from the maps, with or without an agent. The agent adds what only it
 //! knows: names, and what could not be programmed.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::Owner;
+use crate::model::{Name, ServiceName};
 
 /// How far the agent is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -17,7 +22,7 @@ pub enum Progress {
     Listing,
     /// Everything that has room is programmed.
     Ready,
-    /// The last write failed; it is tried again every second.
+    /// The last write failed; it is tried again after a pause.
     Failing,
 }
 
@@ -32,6 +37,17 @@ pub struct PortName {
     pub name: String,
     /// Name of the port; empty for a single unnamed one.
     pub port: String,
+}
+
+/// A cluster IP that is left alone on this node, because an interface of it has the address.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct LeftAlone {
+    /// Namespace and name of the Service.
+    pub service: String,
+    /// The cluster IP.
+    pub address: IpAddr,
+    /// Name of the interface.
+    pub interface: String,
 }
 
 /// The agent as a whole.
@@ -59,8 +75,22 @@ pub struct Report {
     pub contested: Vec<String>,
     /// Service ports that are not programmed, and why.
     pub left_out: Vec<String>,
+    /// Cluster IPs that somebody else serves on this node.
+    pub left_alone: Vec<LeftAlone>,
+    /// On which addresses NodePorts are served.
+    pub node_port_addresses: Vec<IpAddr>,
+    /// Address ranges of cluster IPs, as far as they are known.
+    pub service_cidrs: Vec<String>,
+    /// Options of the packet path, which does not exist yet.
+    pub packets: String,
     /// Why the last write failed.
     pub last_error: Option<String>,
+}
+
+impl From<(&ServiceName, IpAddr, &Name)> for LeftAlone {
+    fn from((service, address, interface): (&ServiceName, IpAddr, &Name)) -> Self {
+        Self { service: service.to_string(), address, interface: interface.to_string() }
+    }
 }
 
 impl Owner {
@@ -100,8 +130,22 @@ impl Owner {
                 .iter()
                 .map(|(port, no_room)| format!("{} port {:?}: {no_room}", port.service, port.port))
                 .collect(),
+            left_alone: self.state.left_alone().into_iter().map(LeftAlone::from).collect(),
+            node_port_addresses: self
+                .node_addresses
+                .entries()
+                .keys()
+                .map(|addr| IpAddr::from(*addr))
+                .collect(),
+            service_cidrs: self.service_cidrs().iter().map(ToString::to_string).collect(),
+            packets: self.settings.packets.to_string(),
             last_error: self.last_error.clone(),
         }
+    }
+
+    /// Address ranges of cluster IPs: those that were given, and those that the API server names.
+    fn service_cidrs(&self) -> BTreeSet<IpNet> {
+        self.settings.service_cidrs.0.iter().copied().chain(self.state.service_cidrs()).collect()
     }
 
     /// The Service ports behind the ids of `lb_services`, by id.

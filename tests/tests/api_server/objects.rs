@@ -1,10 +1,10 @@
 //! What is written to the API server is programmed.
 
 use lb_tests::control_plane::{ControlPlane, objects};
-use lb_tests::needs_cluster;
+use lb_tests::{needs_cluster, wait_for};
 use serde_json::{Value, json};
 
-use crate::world::{World, slices};
+use crate::world::{SOON, World, slices};
 
 /// Several Services, of one family and of both, with several ports and with none to serve them.
 #[test]
@@ -166,4 +166,48 @@ fn a_slice_belongs_to_the_service_that_its_label_names() {
         world.namespace.delete(&slice).unwrap();
     }
     world.expect(1, &[]);
+}
+
+/// SY-1: ServiceCIDR objects are read before the first write, and followed.
+#[test]
+fn the_ranges_of_cluster_ips_are_known() {
+    needs_cluster!();
+    let mut world = World::new(ControlPlane::shared(), "ranges");
+    world.start();
+    let known = |world: &World<'_>| world.home.status().unwrap()["agent"]["service_cidrs"].clone();
+    let first = known(&world);
+    assert!(first.as_array().is_some_and(|ranges| ranges.len() == 2), "of both families: {first}");
+}
+
+/// ND-1, ND-2, NP-3: the Node is followed as the API server shows it; without it the last known addresses serve.
+#[test]
+fn node_ports_are_where_the_node_object_says() {
+    needs_cluster!();
+    let mut world = World::new(ControlPlane::shared(), "node-address");
+    let named = |addresses: &[&str]| {
+        let node = world.node();
+        objects::node(node["metadata"]["name"].as_str().unwrap(), addresses)
+    };
+    let (before, after) = (named(&["192.168.50.1", "fd00:192:168:50::1"]), named(&["192.168.50.9"]));
+    world.control_plane.apply(&before).unwrap();
+    world.start();
+    let until = |world: &World<'_>, wanted: &Value| {
+        wait_for(&format!("node ports on {wanted}"), SOON, || {
+            let served = world.home.status().unwrap()["agent"]["node_port_addresses"].clone();
+            if served == *wanted { Ok(()) } else { Err(served.to_string()) }
+        })
+        .unwrap();
+    };
+    until(&world, &json!(["::1", "127.0.0.1", "192.168.50.1", "fd00:192:168:50::1"]));
+    world.control_plane.apply(&after).unwrap();
+    until(&world, &json!(["::1", "127.0.0.1", "192.168.50.9"]));
+    world.control_plane.delete(&after).unwrap();
+    wait_for("the agent to see that its Node is gone", SOON, || {
+        let log = world.home.log();
+        if log.contains("the API server has no Node of this name") { Ok(()) } else { Err(log) }
+    })
+    .unwrap();
+    until(&world, &json!(["::1", "127.0.0.1", "192.168.50.9"]));
+    world.control_plane.apply(&before).unwrap();
+    until(&world, &json!(["::1", "127.0.0.1", "192.168.50.1", "fd00:192:168:50::1"]));
 }

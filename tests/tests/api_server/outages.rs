@@ -5,6 +5,7 @@ use lb_tests::needs_cluster;
 
 use crate::world::{World, restartable};
 
+/// SY-8.
 #[test]
 fn traffic_flows_while_the_api_server_restarts_and_later_changes_arrive() {
     needs_cluster!();
@@ -24,7 +25,7 @@ fn traffic_flows_while_the_api_server_restarts_and_later_changes_arrive() {
     traffic.end();
 }
 
-/// The connection breaks without a word, and the version that was last seen is too old afterwards: only a new list tells
+/// SY-9: the connection breaks without a word, and the version that was last seen is too old afterwards: only a new list tells
 /// what is gone.
 #[test]
 fn what_was_deleted_while_the_agent_could_not_see_it_is_found() {
@@ -76,6 +77,7 @@ fn a_connection_that_leads_to_nobody_any_more_is_given_up() {
     traffic.end();
 }
 
+/// SY-1, SY-5.
 #[test]
 fn an_agent_that_starts_before_the_api_server_waits_and_breaks_nothing_that_is_pinned() {
     needs_cluster!();

@@ -117,6 +117,7 @@ proptest! {
 proptest! {
     #![proptest_config(cases(96))]
 
+    /// SY-3.
     #[test]
     fn one_write_in_ten_may_fail_and_the_maps_still_get_there(states in history(1..5), seed: u64) {
         let maps = MemMaps::new(ROOMY);

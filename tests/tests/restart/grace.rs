@@ -52,6 +52,7 @@ impl Seen {
 proptest! {
     #![proptest_config(cases(96))]
 
+    /// SY-6: what went away waits for those that may still see it.
     #[test]
     fn nothing_is_reused_before_a_grace_period(states in history(2..8), releases: u8) {
         let mut maps = MemMaps::new(ROOMY);

@@ -71,6 +71,7 @@ proptest! {
         }
     }
 
+    /// SY-6: only what differs is written.
     #[test]
     fn applying_twice_writes_nothing_the_second_time(states in history(1..4)) {
         let maps = MemMaps::new(ROOMY);

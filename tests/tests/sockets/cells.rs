@@ -39,7 +39,7 @@ fn every_kind_of_socket_reaches_every_kind_of_frontend_and_is_shown_it() {
     none_of(&wrong);
 }
 
-/// Every pod has a loopback of its own, and another node decides for itself what its NodePorts mean.
+/// NP-4, NP-15: every pod has a loopback of its own, and another node decides for itself what its NodePorts mean.
 #[test]
 fn a_node_port_is_served_on_this_nodes_addresses_and_for_the_host_on_loopback() {
     needs_root!();
@@ -72,7 +72,7 @@ fn a_node_port_is_served_on_this_nodes_addresses_and_for_the_host_on_loopback() 
     none_of(&wrong);
 }
 
-/// To the kernel an unspecified destination is this host's loopback, which it puts in its place after the hook.
+/// NP-4: to the kernel an unspecified destination is this host's loopback, which it puts in its place after the hook.
 #[test]
 fn a_node_port_on_the_unspecified_address_is_that_of_loopback() {
     needs_root!();

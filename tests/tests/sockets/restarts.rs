@@ -20,6 +20,7 @@ const ENOUGH: Duration = Duration::from_mins(2);
 /// Attempts of each load that have to succeed in each moment without an agent.
 const FEW: u64 = 10;
 
+/// SY-5.
 #[test]
 fn no_connect_fails_while_the_agent_is_stopped_crashes_and_starts() {
     needs_root!();
@@ -81,7 +82,7 @@ fn successes(park: &Park, streams: Handle, datagrams: Handle) -> [u64; 2] {
     [count(&park.pod, streams), count(&park.host, datagrams)]
 }
 
-/// What changed while there was no agent is programmed by the next one; until then the old state serves.
+/// SY-5: what changed while there was no agent is programmed by the next one; until then the old state serves.
 #[test]
 fn what_changed_meanwhile_is_programmed_by_the_next_agent() {
     needs_root!();

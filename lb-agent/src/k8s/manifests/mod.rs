@@ -39,6 +39,7 @@ use tracing::{debug, info, warn};
 use self::files::Files;
 use self::folder::{Signature, Wake};
 use self::parse::{Format, Parsed};
+use super::Interest;
 use crate::model::{Change, Event, Names};
 
 pub use problem::Problem;
@@ -52,17 +53,17 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Reads `folder` until `shutdown`, and sends what it says.
 ///
 /// All three kinds are complete when the files that were there at the start have been read; a folder that does not exist is
-/// waited for. `problems` always holds what is wrong now. Of Nodes only `own_node` is sent.
+/// waited for. `problems` always holds what is wrong now. Only what is of `interest` is sent.
 ///
 /// Returns when `shutdown` is cancelled or nobody receives any more.
 pub async fn run(
     folder: PathBuf,
-    own_node: Arc<str>,
+    interest: Arc<Interest>,
     events: mpsc::Sender<Event>,
     problems: watch::Sender<Vec<Problem>>,
     shutdown: CancellationToken,
 ) {
-    let mut source = Source::new(folder.into(), own_node, events, problems);
+    let mut source = Source::new(folder.into(), interest, events, problems);
     tokio::select! {
         () = shutdown.cancelled() => {}
         Err(Closed) = source.follow() => {}
@@ -74,7 +75,7 @@ struct Closed;
 
 struct Source {
     folder: Arc<Path>,
-    own_node: Arc<str>,
+    interest: Arc<Interest>,
     files: Files,
     names: Names,
     /// The content of each file that was taken in, or that cannot be.
@@ -91,13 +92,13 @@ struct Source {
 impl Source {
     fn new(
         folder: Arc<Path>,
-        own_node: Arc<str>,
+        interest: Arc<Interest>,
         events: mpsc::Sender<Event>,
         problems: watch::Sender<Vec<Problem>>,
     ) -> Self {
         Self {
             folder,
-            own_node,
+            interest,
             files: Files::default(),
             names: Names::default(),
             read: BTreeMap::new(),
@@ -225,11 +226,11 @@ impl Source {
     async fn read(&mut self, path: &Arc<Path>) -> io::Result<(Parsed, Signature)> {
         let format = folder::format(path).unwrap_or(Format::Yaml);
         let path = Arc::clone(path);
-        let own_node = Arc::clone(&self.own_node);
+        let interest = Arc::clone(&self.interest);
         let mut names = mem::take(&mut self.names);
         let (names, result) = blocking(move || {
             let result = folder::read(&path)
-                .map(|(bytes, signature)| (parse::parse(&bytes, format, &own_node, &mut names), signature));
+                .map(|(bytes, signature)| (parse::parse(&bytes, format, &interest, &mut names), signature));
             (names, result)
         })
         .await;

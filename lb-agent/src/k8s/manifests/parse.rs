@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{MessageFormatter, Spanned, UserMessageFormatter};
 
-use super::super::{Refused, namespace, node, select, service, slice};
+use super::super::{Interest, Refused, namespace, node, select, service, slice};
 use super::key::Key;
 use crate::model::{Names, Node, Service, ServiceType, Slice};
 
@@ -68,8 +68,8 @@ pub(super) enum Format {
     Json,
 }
 
-/// Reads the objects of one file. Of Nodes only `own_node` counts.
-pub(super) fn parse(bytes: &[u8], format: Format, own_node: &str, names: &mut Names) -> Parsed {
+/// Reads the objects of one file that are of interest.
+pub(super) fn parse(bytes: &[u8], format: Format, interest: &Interest, names: &mut Names) -> Parsed {
     let mut parsed = Parsed::default();
     let text = match str::from_utf8(bytes) {
         Ok(text) => text,
@@ -84,7 +84,7 @@ pub(super) fn parse(bytes: &[u8], format: Format, own_node: &str, names: &mut Na
         }
     };
     for (lines_before, document) in documents(text, format) {
-        let mut sink = Sink { own_node, names, parsed: Parsed::default() };
+        let mut sink = Sink { interest, names, parsed: Parsed::default() };
         match read_document(document, format, &mut sink) {
             Ok(()) => {
                 let Parsed { mut objects, broken, refused } = sink.parsed;
@@ -189,7 +189,7 @@ enum Unusable {
 
 /// Where objects go as soon as they are read.
 struct Sink<'a> {
-    own_node: &'a str,
+    interest: &'a Interest,
     names: &'a mut Names,
     parsed: Parsed,
 }
@@ -226,7 +226,7 @@ fn read_document(text: &str, format: Format, sink: &mut Sink<'_>) -> Result<(), 
 
 impl Sink<'_> {
     fn service(&mut self, object: &ApiService, line: Option<u64>) {
-        if !select::concerns_us(object.metadata.labels.as_ref()) || select::is_headless(object) {
+        if !self.interest.concerns_us(object.metadata.labels.as_ref()) || select::is_headless(object) {
             return;
         }
         let Some(name) = self.name(&object.metadata, "Service", line) else { return };
@@ -236,13 +236,16 @@ impl Sink<'_> {
             let has_none = service.kind != ServiceType::ExternalName
                 && service.cluster_ips.is_empty()
                 && service.faults.is_empty();
-            if has_none { Err(Unusable::NoClusterIp) } else { Ok(Object::Service(service)) }
+            if has_none {
+                return Err(Unusable::NoClusterIp);
+            }
+            Ok(Object::Service(self.interest.restrict(service)))
         });
         self.add(converted, key, line);
     }
 
     fn slice(&mut self, object: &EndpointSlice, line: Option<u64>) {
-        if !select::concerns_us(object.metadata.labels.as_ref()) {
+        if !self.interest.concerns_us(object.metadata.labels.as_ref()) {
             return;
         }
         let Some(name) = self.name(&object.metadata, "EndpointSlice", line) else { return };
@@ -253,7 +256,7 @@ impl Sink<'_> {
 
     fn node(&mut self, object: &ApiNode, line: Option<u64>) {
         let Some(name) = self.name(&object.metadata, "Node", line) else { return };
-        if name == self.own_node {
+        if *name == *self.interest.own_node {
             let converted = node(object, self.names).map(Object::Node).map_err(Unusable::Refused);
             self.add(converted, Key::Node(name.into()), line);
         }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rstest::rstest;
 use tokio::sync::{mpsc, watch};
@@ -12,12 +13,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::parse::{Fault, Format, Object, Parsed, parse};
 use super::{Problem, Source, run};
+use crate::k8s::Interest;
 use crate::model::{Change, ClusterState, Event, Names};
 
 pub(super) const OWN_NODE: &str = "n1";
 
+fn interest() -> Interest {
+    Interest::new(OWN_NODE.into())
+}
+
 pub(super) fn yaml(text: &str) -> Parsed {
-    parse(text.as_bytes(), Format::Yaml, OWN_NODE, &mut Names::default())
+    parse(text.as_bytes(), Format::Yaml, &interest(), &mut Names::default())
 }
 
 fn names(parsed: &Parsed) -> Vec<String> {
@@ -99,7 +105,7 @@ fn json_is_read_as_well() {
     let text = r#"{"apiVersion": "v1", "kind": "List", "items": [
         {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"clusterIP": "10.96.0.1"}}
     ]}"#;
-    let parsed = parse(text.as_bytes(), Format::Json, OWN_NODE, &mut Names::default());
+    let parsed = parse(text.as_bytes(), Format::Json, &interest(), &mut Names::default());
     assert_eq!(names(&parsed), ["service default/web"]);
 }
 
@@ -147,7 +153,7 @@ fn an_error_names_line_and_column(
     #[case] line: u64,
     #[case] column: u64,
 ) {
-    let parsed = parse(text.as_bytes(), format, OWN_NODE, &mut Names::default());
+    let parsed = parse(text.as_bytes(), format, &interest(), &mut Names::default());
     let [fault] = &parsed.broken[..] else { panic!("one fault, not {parsed:?}") };
     assert_eq!((fault.line, fault.column.unwrap_or(0)), (Some(line), column), "{fault:?}");
     assert!(!fault.reason.contains("line") && !fault.reason.contains('\n'), "{}", fault.reason);
@@ -164,7 +170,7 @@ fn a_small_file_cannot_become_a_large_one_or_a_deep_one() {
         assert_eq!(yaml(&text).broken.len(), 1);
     }
     let deep = format!("{{\"a\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
-    assert_eq!(parse(deep.as_bytes(), Format::Json, OWN_NODE, &mut Names::default()).broken.len(), 1);
+    assert_eq!(parse(deep.as_bytes(), Format::Json, &interest(), &mut Names::default()).broken.len(), 1);
 }
 
 /// ES-1, ES-2: well-formed, and of no use.
@@ -210,7 +216,7 @@ fn a_service_without_an_address_is_named() {
     );
     assert_eq!(names(&parsed), ["service ns/web", "service ns/bad"], "what has faults of its own names them");
     let json = r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}}"#;
-    let parsed = parse(json.as_bytes(), Format::Json, OWN_NODE, &mut Names::default());
+    let parsed = parse(json.as_bytes(), Format::Json, &interest(), &mut Names::default());
     assert_eq!((parsed.refused[0].1.line, parsed.objects.len()), (None, 0));
 }
 
@@ -232,7 +238,7 @@ impl Running {
         let (sender, events) = mpsc::channel(4);
         let (publish, problems) = watch::channel(Vec::new());
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(run(path, OWN_NODE.into(), sender, publish, shutdown.clone()));
+        let task = tokio::spawn(run(path, Arc::new(interest()), sender, publish, shutdown.clone()));
         Self { folder, events, problems, state: ClusterState::new(OWN_NODE.into()), shutdown, task }
     }
 
@@ -394,7 +400,7 @@ async fn a_folder_in_place_of_a_file_is_read_once() {
     fs::write(&path, service("web", "10.96.0.1")).unwrap();
     let (events, _events) = mpsc::channel(64);
     let (publish, problems) = watch::channel(Vec::new());
-    let mut source = Source::new(folder.path().into(), OWN_NODE.into(), events, publish);
+    let mut source = Source::new(folder.path().into(), Arc::new(interest()), events, publish);
     for is_file in [true, false] {
         if !is_file {
             fs::remove_file(&path).unwrap();
@@ -457,5 +463,22 @@ async fn a_file_that_is_being_written_is_read_when_it_is_done() {
         running.state.apply(event, &mut std::collections::BTreeSet::new());
     }
     assert!(running.problems.borrow().is_empty(), "{:?}", running.problems.borrow());
+    running.stop().await;
+}
+
+/// SEL-2: adding a label of SEL-1 is a deletion and removing it an addition.
+#[tokio::test]
+async fn a_label_that_comes_and_goes_takes_the_service_away_and_gives_it_back() {
+    let labelled =
+        |labels: &str| service("web", "10.96.0.1").replace("metadata:\n", &format!("metadata:\n{labels}"));
+    let mut running = Running::start(with_folder);
+    for label in ["service-proxy-name: other", "service-proxy-name: ''", "headless: ''"] {
+        fs::write(running.path("web.yaml"), labelled("")).unwrap();
+        running.until(&["web"]).await;
+        let with = labelled(&format!("  labels: {{service.kubernetes.io/{label}}}\n"));
+        assert!(with.contains("labels"), "{with}");
+        fs::write(running.path("web.yaml"), with).unwrap();
+        running.until(&[]).await;
+    }
     running.stop().await;
 }

@@ -1,0 +1,86 @@
+//! `--print-config`: what is in force, as a text that `--config` takes.
+
+use super::{
+    Command, NOT_YET, Parsed,
+    file::fields::{FIELDS, Field, Kind, Meaning, Mode},
+    parse::Origin,
+};
+
+/// Flags whose values only packets will use.
+pub(super) const OF_PACKETS: [&str; 5] =
+    ["cluster-cidr", "detect-local-mode", "masquerade-all", "pod-bridge-interface", "pod-interface-prefix"];
+
+impl Parsed {
+    /// Every flag of `run` as a comment with where it comes from, then the same as a `KubeProxyConfiguration`, as far
+    /// as that has fields.
+    pub fn effective(&self) -> String {
+        let values = self.values();
+        let mut text = format!("# lb-agent {}: what is in force\n", env!("CARGO_PKG_VERSION"));
+        let width = values.iter().map(|(flag, value, _)| flag.len() + value.len()).max().unwrap_or(0).min(60);
+        for (flag, value, origin) in &values {
+            let note =
+                if OF_PACKETS.contains(&flag.as_str()) { format!("; {NOT_YET}") } else { String::new() };
+            let pad = width.saturating_sub(flag.len() + value.len());
+            line(&mut text, format_args!("#   --{flag}={value}{:pad$}  {}{note}", "", origin.name()));
+        }
+        if let Command::Run(run) = &self.cli.command
+            && let Ok(options) = run.packets.options()
+        {
+            line(&mut text, format_args!("# {options}: {NOT_YET}"));
+        }
+        for ignored in &self.ignored {
+            line(&mut text, format_args!("# not used: {}: {}: {}", ignored.path, ignored.value, ignored.why));
+        }
+        text.push_str("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n");
+        text.push_str(&document(&values));
+        text
+    }
+}
+
+fn line(text: &mut String, content: core::fmt::Arguments<'_>) {
+    text.push_str(&content.to_string());
+    text.push('\n');
+}
+
+/// The fields of flags that have one. Of the sections of modes the one without a mode is written.
+fn document(values: &[(String, String, Origin)]) -> String {
+    let mut text = String::new();
+    let mut section = "";
+    let written = FIELDS.iter().filter(|field| match field.meaning {
+        Meaning::Flag(_) => true,
+        Meaning::FlagIn(_, modes) => modes.contains(&Mode::Unset),
+        Meaning::Mode | Meaning::Nothing(_) => false,
+    });
+    for field in written {
+        let Some((_, value, _)) = values.iter().find(|(flag, ..)| Some(flag.as_str()) == field.flag()) else {
+            continue;
+        };
+        if value.is_empty() {
+            if field.path.ends_with("BindAddress") {
+                let flag = field.flag().unwrap_or_default();
+                line(
+                    &mut text,
+                    format_args!("# {}: a file cannot say \"nowhere\": give --{flag}= beside it", field.path),
+                );
+            }
+            continue;
+        }
+        let (above, name) = field.path.rsplit_once('.').unwrap_or(("", field.path));
+        if above != section && !above.is_empty() {
+            line(&mut text, format_args!("{above}:"));
+        }
+        section = above;
+        let indent = if above.is_empty() { "" } else { "  " };
+        line(&mut text, format_args!("{indent}{name}: {}", written_as(field, value)));
+    }
+    text
+}
+
+fn written_as(field: &Field, value: &str) -> String {
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    match field.kind {
+        Kind::Bool | Kind::Number => value.to_owned(),
+        Kind::Texts => format!("[{}]", value.split(',').map(quoted).collect::<Vec<_>>().join(", ")),
+        Kind::Text | Kind::Duration | Kind::Map => quoted(value),
+    }
+}

@@ -1,0 +1,173 @@
+//! Options that only the packet path will use: read and checked now, so that a configuration of kube-proxy can be taken
+//! over whole.
+
+use core::{fmt, str::FromStr};
+
+use clap::{Args, ValueEnum};
+use ipnet::IpNet;
+
+use super::families::PerFamily;
+
+/// What `status` and `--print-config` say of these options.
+pub const NOT_YET: &str = "used by packets, not yet in this version";
+
+/// Longest name of a network interface (`IFNAMSIZ` without the final zero, include/uapi/linux/if.h).
+const LONGEST_INTERFACE: usize = 15;
+
+/// How a packet is known to come from a pod of this node (semantics 2.9). The words are kube-proxy's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum DetectLocalMode {
+    /// Its source is in --cluster-cidr; without one nobody is a pod.
+    #[value(name = "ClusterCIDR")]
+    ClusterCidr,
+    /// Its source is in the pod ranges of the own Node.
+    #[value(name = "NodeCIDR")]
+    NodeCidr,
+    /// It comes in by --pod-bridge-interface.
+    #[value(name = "BridgeInterface")]
+    BridgeInterface,
+    /// It comes in by an interface whose name begins with --pod-interface-prefix.
+    #[value(name = "InterfaceNamePrefix")]
+    InterfaceNamePrefix,
+}
+
+/// Name of a network interface, or what one begins with; empty for none.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct InterfaceName(
+    /// The name.
+    pub String,
+);
+
+/// A text that cannot be an interface's name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("expected the name of a network interface: at most 15 characters, without spaces and slashes")]
+pub struct NotAnInterface;
+
+impl FromStr for InterfaceName {
+    type Err = NotAnInterface;
+
+    fn from_str(text: &str) -> Result<Self, NotAnInterface> {
+        let is_odd = |c: char| c == '/' || c.is_whitespace() || c.is_control();
+        let is_name = text.len() <= LONGEST_INTERFACE && !text.contains(is_odd);
+        if is_name { Ok(Self(text.to_owned())) } else { Err(NotAnInterface) }
+    }
+}
+
+/// Flags that only the packet path will use.
+#[derive(Clone, Debug, Args)]
+pub struct PacketArgs {
+    /// How a packet is known to come from a pod of this node. Used by packets, not yet in this version.
+    #[arg(
+        long, env = "LB_DETECT_LOCAL_MODE", value_enum, default_value_t = DetectLocalMode::ClusterCidr,
+        value_name = "HOW"
+    )]
+    pub detect_local_mode: DetectLocalMode,
+    /// Addresses of pods, at most one range for each family. Used by packets, not yet in this version.
+    #[arg(
+        long,
+        env = "LB_CLUSTER_CIDR",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "CIDR[,CIDR]"
+    )]
+    pub cluster_cidr: PerFamily<IpNet>,
+    /// Bridge that pods of this node are joined to, for mode BridgeInterface. Used by packets, not yet in this version.
+    #[arg(
+        long,
+        env = "LB_POD_BRIDGE_INTERFACE",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "NAME"
+    )]
+    pub pod_bridge_interface: InterfaceName,
+    /// What interfaces towards pods of this node begin with, for mode InterfaceNamePrefix. Used by packets, not yet in
+    /// this version.
+    #[arg(
+        long,
+        env = "LB_POD_INTERFACE_PREFIX",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "PREFIX"
+    )]
+    pub pod_interface_prefix: InterfaceName,
+    /// Give every packet to a Service an address of this node as its source. Used by packets, not yet in this version.
+    #[arg(
+        long, env = "LB_MASQUERADE_ALL", default_value_t = false, action = clap::ArgAction::Set,
+        num_args = 0..=1, default_missing_value = "true", value_name = "BOOL"
+    )]
+    pub masquerade_all: bool,
+}
+
+/// Options of the packet path, checked.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PacketOptions {
+    /// Who is a pod of this node.
+    pub detect_local: DetectLocal,
+    /// `--masquerade-all`
+    pub masquerade_all: bool,
+}
+
+/// Who is a pod of this node (semantics 2.9).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum DetectLocal {
+    /// Nobody is known to be one.
+    #[default]
+    Off,
+    /// Whoever has an address in the range of its family; a family without a range is off.
+    ClusterCidr(PerFamily<IpNet>),
+    /// Whoever has an address in the pod ranges of the own Node.
+    NodeCidr,
+    /// Whoever comes in by the interface.
+    BridgeInterface(String),
+    /// Whoever comes in by an interface whose name begins so.
+    InterfaceNamePrefix(String),
+}
+
+/// A mode without what it needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("--detect-local-mode {mode} needs --{flag}: give it, or choose another mode")]
+pub struct ModeNeeds {
+    mode: &'static str,
+    flag: &'static str,
+}
+
+impl PacketArgs {
+    /// Checks them against each other.
+    ///
+    /// # Errors
+    /// [`ModeNeeds`]
+    pub fn options(&self) -> Result<PacketOptions, ModeNeeds> {
+        let given = |name: &InterfaceName, mode, flag| {
+            if name.0.is_empty() { Err(ModeNeeds { mode, flag }) } else { Ok(name.0.clone()) }
+        };
+        let detect_local = match self.detect_local_mode {
+            DetectLocalMode::ClusterCidr if self.cluster_cidr.is_empty() => DetectLocal::Off,
+            DetectLocalMode::ClusterCidr => DetectLocal::ClusterCidr(self.cluster_cidr),
+            DetectLocalMode::NodeCidr => DetectLocal::NodeCidr,
+            DetectLocalMode::BridgeInterface => DetectLocal::BridgeInterface(given(
+                &self.pod_bridge_interface,
+                "BridgeInterface",
+                "pod-bridge-interface",
+            )?),
+            DetectLocalMode::InterfaceNamePrefix => DetectLocal::InterfaceNamePrefix(given(
+                &self.pod_interface_prefix,
+                "InterfaceNamePrefix",
+                "pod-interface-prefix",
+            )?),
+        };
+        Ok(PacketOptions { detect_local, masquerade_all: self.masquerade_all })
+    }
+}
+
+impl fmt::Display for PacketOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.detect_local {
+            DetectLocal::Off => f.write_str("nobody is known to be a pod")?,
+            DetectLocal::ClusterCidr(ranges) => write!(f, "pods have addresses in {ranges}")?,
+            DetectLocal::NodeCidr => f.write_str("pods have addresses in the pod ranges of the own Node")?,
+            DetectLocal::BridgeInterface(name) => write!(f, "pods are behind interface {name}")?,
+            DetectLocal::InterfaceNamePrefix(prefix) => write!(f, "pods are behind interfaces {prefix}*")?,
+        }
+        f.write_str(if self.masquerade_all { ", everything is masqueraded" } else { "" })
+    }
+}

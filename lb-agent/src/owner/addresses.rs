@@ -1,0 +1,186 @@
+//! What of this node's addresses the programs and the Services must know, chosen again when the kernel, the Node object
+//! or both say something new.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use lb_common::abi::{Addr, Address};
+use tracing::{info, warn};
+
+use super::Owner;
+use crate::{
+    config::PerFamily,
+    datapath::addresses::{Listen, NodePortOptions, NodePorts, OwnAddresses, classify, left_alone},
+    model::Family,
+};
+
+/// Where NodePorts are served, and what that follows from.
+pub(super) struct NodeAddresses {
+    options: NodePortOptions,
+    own: Option<OwnAddresses>,
+    /// The first address of each family that the Node object named when it last named any.
+    primary: PerFamily<IpAddr>,
+    chosen: NodePorts,
+    /// What was said last of the lack of primary addresses.
+    said: (bool, Option<Family>),
+}
+
+impl NodeAddresses {
+    /// Nothing is known yet.
+    pub(super) fn new(options: NodePortOptions) -> Self {
+        Self {
+            options,
+            own: None,
+            primary: PerFamily::default(),
+            chosen: NodePorts::default(),
+            said: (false, None),
+        }
+    }
+
+    /// The kernel has been asked.
+    pub(super) const fn are_known(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// What each address is to the programs.
+    pub(super) const fn entries(&self) -> &BTreeMap<Addr, Address> {
+        &self.chosen.addresses
+    }
+
+    /// Takes in what the kernel says; returns whether NodePorts are served elsewhere now.
+    fn set_own(&mut self, own: OwnAddresses) -> bool {
+        self.own = Some(own);
+        self.choose()
+    }
+
+    /// Takes in what the Node object says, internal addresses first; likewise.
+    ///
+    /// A Node that is deleted or loses its addresses keeps the last known ones: kube-proxy would end and wait for new
+    /// ones, with the old rules in force (ND-2).
+    fn set_node(&mut self, addresses: &[IpAddr]) -> bool {
+        if addresses.is_empty() {
+            return false;
+        }
+        let first = |family| addresses.iter().copied().find(|addr| Family::of(addr) == family);
+        self.primary = PerFamily { v4: first(Family::V4), v6: first(Family::V6) };
+        self.choose()
+    }
+
+    fn choose(&mut self) -> bool {
+        let Some(own) = &self.own else { return false };
+        let chosen = classify(own, &self.primary, &self.options);
+        let has_changed = chosen != self.chosen;
+        self.chosen = chosen;
+        has_changed
+    }
+
+    /// Says once what is missing, and that it is there again.
+    fn tell(&mut self, node: &str) {
+        let now = (self.chosen.lacks_primary, self.chosen.unserved);
+        let before = core::mem::replace(&mut self.said, now);
+        if now.0 && !before.0 {
+            warn!(
+                node,
+                "no address of this Node is known, so NodePorts are served on all addresses of this node: \
+                 give it by --node-ip, or choose addresses by --nodeport-addresses"
+            );
+        } else if before.0 && !now.0 {
+            info!(node, "NodePorts are served on the addresses that the Node names");
+        }
+        if let Some(family) = now.1.filter(|_| now.1 != before.1) {
+            info!(
+                node, %family,
+                "the Node has no address of this family, so its NodePorts are not served on this node's addresses; \
+                 if it should have one, give it by --node-ip"
+            );
+        }
+    }
+}
+
+impl Owner {
+    /// Takes in the addresses of this node, as the kernel has them.
+    pub(super) fn take_own_addresses(&mut self, own: OwnAddresses) {
+        self.state.set_own_addresses(left_alone(&own), &mut self.touched);
+        self.addresses_changed |= self.node_addresses.set_own(own);
+        self.tell_of_addresses();
+    }
+
+    /// Looks at the addresses of the Node object again.
+    pub(super) fn take_node_addresses(&mut self) {
+        self.addresses_changed |= self.node_addresses.set_node(self.state.node().addresses());
+        self.tell_of_addresses();
+    }
+
+    /// Before everything is listed, what is missing may still come.
+    pub(super) fn tell_of_addresses(&mut self) {
+        if self.running.is_some() {
+            self.node_addresses.tell(&self.settings.node);
+        }
+    }
+
+    /// ND-5: a name that nothing else mentions is a mistake in nearly every case.
+    pub(super) fn tell_of_own_name(&self) {
+        if self.state.lacks_own_node() {
+            warn!(
+                node = %self.settings.node,
+                "no Node and no endpoint has this name, other nodes are named: no endpoint counts as being on this \
+                 node; check --node-name"
+            );
+        }
+    }
+
+    /// Where servers listen that belong to NodePorts, such as those of health check ports (NP-13).
+    pub fn listen_addresses(&self, family: Family) -> &Listen {
+        self.node_addresses.chosen.listen_addresses(family)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::addresses::OwnAddress;
+
+    fn own(addresses: &[&str]) -> OwnAddresses {
+        let own =
+            addresses.iter().map(|text| OwnAddress { addr: text.parse().unwrap(), interface: "eth0".into() });
+        own.collect()
+    }
+
+    fn served(addresses: &NodeAddresses) -> Vec<String> {
+        addresses.entries().keys().map(ToString::to_string).collect()
+    }
+
+    fn node(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    /// ND-1, ND-2, ND-3: what kube-proxy does by ending and starting again happens at run time.
+    #[test]
+    fn node_ports_follow_the_addresses_of_the_node_object() {
+        let mut addresses = NodeAddresses::new(NodePortOptions::default());
+        assert!(!addresses.set_node(&node(&["10.0.0.1"])), "the kernel was not asked yet");
+        assert!(!addresses.are_known());
+        assert!(addresses.set_own(own(&["10.0.0.1", "10.0.0.2", "fd00::1"])));
+        assert_eq!(served(&addresses), ["10.0.0.1"]);
+        assert!(!addresses.set_node(&node(&["10.0.0.1", "192.0.2.1"])), "the first one counts");
+        assert!(addresses.set_node(&node(&["10.0.0.2", "fd00::1"])));
+        assert_eq!(served(&addresses), ["10.0.0.2", "fd00::1"]);
+        assert!(!addresses.set_node(&[]), "the last known ones stay");
+        assert_eq!(served(&addresses), ["10.0.0.2", "fd00::1"]);
+        assert!(addresses.set_node(&node(&["10.0.0.2"])), "one family was given up");
+        assert_eq!(served(&addresses), ["10.0.0.2"]);
+    }
+
+    /// NP-12.
+    #[test]
+    fn node_ports_follow_the_addresses_of_the_kernel() {
+        let options =
+            NodePortOptions { on: "10.0.0.0/8,fd00::/8".parse().unwrap(), ..NodePortOptions::default() };
+        let mut addresses = NodeAddresses::new(options);
+        assert!(addresses.set_own(own(&["10.0.0.1"])));
+        assert!(!addresses.set_own(own(&["10.0.0.1", "192.0.2.1"])), "outside of the ranges");
+        assert!(addresses.set_own(own(&["10.0.0.1", "10.0.0.2"])));
+        assert_eq!(served(&addresses), ["10.0.0.1", "10.0.0.2"]);
+        assert!(addresses.set_own(own(&["10.0.0.2"])));
+        assert_eq!(served(&addresses), ["10.0.0.2"]);
+    }
+}
