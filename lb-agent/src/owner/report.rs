@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Owner;
+use super::{Owner, Receipt};
+use crate::model::ServiceName;
 
 /// How far the agent is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -102,6 +103,11 @@ impl Owner {
                 .collect(),
             last_error: self.last_error.clone(),
         }
+    }
+
+    /// What became of the latest change of each Service that `is_wanted` wants.
+    pub fn receipts(&self, is_wanted: impl Fn(&ServiceName) -> bool) -> Vec<Receipt> {
+        self.outputs.committed(is_wanted)
     }
 
     /// The Service ports behind the ids of `lb_services`, by id.
