@@ -119,9 +119,9 @@ impl Sending {
         api.list_metadata(&one).await.ok()?.items.pop()?.metadata.uid
     }
 
-    /// Once until an Event is taken again.
+    /// Once until an Event is taken again. Refused credentials (401) are named where objects are watched.
     fn warn(&mut self, code: u16, message: &str) {
-        if core::mem::replace(&mut self.has_warned, true) {
+        if code == 401 || core::mem::replace(&mut self.has_warned, true) {
             debug!(code, message, "an Event was refused");
             return;
         }
