@@ -14,6 +14,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client,
     api::{ListParams, PostParams},
+    core::Status,
 };
 use tokio::{sync::mpsc::Receiver, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -100,7 +101,7 @@ impl Sending {
                     return EventResult::Sent;
                 }
                 Err(kube::Error::Api(status)) if status.code < 500 => {
-                    self.warn(status.code, &status.message);
+                    self.refused(&status);
                     return EventResult::Failed;
                 }
                 Err(error) => {
@@ -119,13 +120,18 @@ impl Sending {
         api.list_metadata(&one).await.ok()?.items.pop()?.metadata.uid
     }
 
-    /// Once until an Event is taken again. Refused credentials (401) are named where objects are watched.
-    fn warn(&mut self, code: u16, message: &str) {
-        if code == 401 || core::mem::replace(&mut self.has_warned, true) {
+    /// Said once until an Event is taken again, and not of what is nobody's fault: the namespace is going or gone, or the
+    /// credentials are refused, which is said where objects are watched.
+    fn refused(&mut self, status: &Status) {
+        let Status { code, message, .. } = status;
+        let causes = status.details.iter().flat_map(|details| &details.causes);
+        let is_leaving = causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating");
+        let is_known = is_leaving || matches!(code, 401 | 404);
+        if is_known || core::mem::replace(&mut self.has_warned, true) {
             debug!(code, message, "an Event was refused");
             return;
         }
-        let remedy = (code == 403).then_some(
+        let remedy = (*code == 403).then_some(
             "bind a ClusterRole that may create events of API group events.k8s.io in all namespaces",
         );
         warn!(
@@ -144,7 +150,7 @@ fn event(note: &Note, node: &str, uid: Option<String>, now: Timestamp) -> Event 
     Event {
         metadata: ObjectMeta {
             namespace: Some(namespace.clone().unwrap_or_else(|| DEFAULT.to_owned())),
-            generate_name: Some(format!("{name}.")),
+            generate_name: Some(format!("{name}-")),
             ..ObjectMeta::default()
         },
         event_time: Some(MicroTime(now)),
