@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{
@@ -17,7 +18,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::{
     config::RunArgs,
@@ -56,11 +57,21 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         version = env!("CARGO_PKG_VERSION"), node = %settings.node, cgroup = %settings.cgroup.display(),
         pin_dir = %args.pins.pin_dir.display(), refuses_directly = settings.switches.has_set_retval, "starting"
     );
+    raise_descriptors();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(supervise(args, settings, pins))
+}
+
+/// Each health check node port takes a descriptor per family, and the soft limit is 1024 for programs that use select(2). Where
+/// it cannot be raised, the ports that have no room say so (HC-8).
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        debug!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Runs the owner on a thread of its own, and everything that sends to it here.

@@ -2,7 +2,10 @@
 //!
 //! Services are told of once the pass that planned them has succeeded: what is said then is in the maps.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use jiff::Timestamp;
 
@@ -12,7 +15,7 @@ use super::{
     receipts::{Receipt, Receipts},
 };
 use crate::{
-    compile::PortEntries,
+    compile::{PortEntries, PortKey},
     hash::HashMap,
     model::{ClusterState, Event, Family, NodeContext, Notice, ServiceName},
     observe::{
@@ -137,10 +140,7 @@ impl Outputs {
     }
 
     /// Maps are full and cannot grow.
-    pub(super) fn left_out<'a>(
-        &self,
-        ports: impl Iterator<Item = (&'a crate::compile::PortKey, &'a NoRoom)>,
-    ) {
+    pub(super) fn left_out<'a>(&self, ports: impl Iterator<Item = (&'a PortKey, &'a NoRoom)>) {
         for (port, no_room) in ports {
             let text = format!(
                 "{} port {:?} is left as it was: {no_room} and cannot be made larger; give lb-agent more memory, it tries again \
@@ -175,7 +175,7 @@ impl Outputs {
     fn succeeded(
         &mut self,
         state: &ClusterState,
-        left_out: impl Fn(&ServiceName) -> bool,
+        left_out: &BTreeSet<&ServiceName>,
         began: Instant,
         first: bool,
     ) {
@@ -183,7 +183,7 @@ impl Outputs {
         let is_sync = first || self.is_full || !self.planned.is_empty();
         for (name, written) in core::mem::take(&mut self.planned) {
             self.tell_health_port(state, &name);
-            if left_out(&name) {
+            if left_out.contains(&name) {
                 continue;
             }
             // Before the programs were attached, what was written had no effect.
@@ -230,8 +230,8 @@ impl Owner {
         let Some(running) = &self.running else { return self.outputs.idle() };
         let first = !core::mem::replace(&mut self.is_published, true);
         let is_news = first || !self.outputs.planned.is_empty() || self.outputs.is_full;
-        let left_out = |name: &ServiceName| self.left_out.keys().any(|port| port.service == *name);
-        self.outputs.succeeded(&self.state, left_out, began, first);
+        let left_out: BTreeSet<&ServiceName> = self.left_out.keys().map(|port| &port.service).collect();
+        self.outputs.succeeded(&self.state, &left_out, began, first);
         if is_news {
             self.outputs.outlets.metrics.set_totals(&Totals {
                 services: self.state.service_count(),
@@ -276,22 +276,4 @@ pub(crate) fn unix_s(time: Timestamp) -> f64 {
 const _: () = assert!(Family::V4 as usize == 0 && Family::V6 as usize == 1, "families are indexes");
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::Node;
-
-    /// HZ-4.
-    #[test]
-    fn a_node_leaves_by_a_taint_by_being_deleted_and_not_by_never_having_been() {
-        let with = |is_draining| {
-            let node = Node { is_draining, ..Node::new("n1".into()) };
-            NodeContext { name: "n1".into(), node: Some(node) }
-        };
-        let without = NodeContext::new("n1".into());
-        assert_eq!(node_state(NodeState::Unseen, &without), NodeState::Unseen);
-        assert_eq!(node_state(NodeState::Unseen, &with(true)), NodeState::Leaving);
-        assert_eq!(node_state(NodeState::Leaving, &with(false)), NodeState::Eligible);
-        assert_eq!(node_state(NodeState::Eligible, &without), NodeState::Leaving);
-        assert_eq!(node_state(NodeState::Leaving, &without), NodeState::Leaving);
-    }
-}
+mod tests;

@@ -179,3 +179,20 @@ async fn ports_follow_the_addresses_that_are_listened_on() {
     world.ip = before;
     world.expect(31_007, Some("web")).await;
 }
+
+/// HC-1: a cluster may have thousands of such Services.
+#[tokio::test]
+async fn many_ports_take_no_thread_each() {
+    let world = World::new(6);
+    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    let before = threads();
+    let ports = 20_000..20_200;
+    for port in ports.clone() {
+        world.tell(&format!("web-{port}"), Some((port, 1)));
+    }
+    for port in ports.clone() {
+        world.expect(port, Some(&format!("web-{port}"))).await;
+    }
+    // Other tests run beside this one.
+    assert!(threads() < before + ports.len() / 2, "{before} threads became {}", threads());
+}
