@@ -35,6 +35,7 @@ impl Answer {
     }
 
     /// The same without what tells the time: the date, times in a body of JSON, and how long those make it.
+    #[must_use]
     pub fn timeless(mut self) -> Self {
         let is_timeless = |line: &String| !line.starts_with("Date: ");
         self.headers.retain(is_timeless);

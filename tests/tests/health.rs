@@ -304,6 +304,27 @@ fn a_busy_port_is_waited_for_or_ends_the_agent() {
     expect_code(netns, HEALTHZ, "/livez", 200);
 }
 
+/// HC-9, HZ-1: beside a kube-proxy that answers already.
+#[test]
+fn an_agent_that_is_told_so_listens_nowhere() {
+    needs_root!();
+    let net = Topology::single().unwrap();
+    let home = Home::new("health-quiet").unwrap();
+    let endpoints = slice("web", "IPv4", &[("10.1.1.10", "node1", true)]);
+    home.apply("objects", &[node("node1", &json!({})), balancer("web", PORT), endpoints]).unwrap();
+    let args = ["--healthz-address=", "--metrics-address=", "--health-check-node-ports=false"];
+    let agent = Agent::start_with(net.node(1), &home, args).unwrap();
+    let listening = || {
+        let output = net.node(1).command("ss").args(["-Hltn"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(listening(), "");
+    agent.stop().unwrap();
+    let _agent = Agent::start(net.node(1), &home).unwrap();
+    expect_code(&net.node(1).netns, &format!("127.0.0.1:{PORT}"), "/", 200);
+    assert!(listening().contains("10256"), "the same question finds what is there");
+}
+
 /// HZ-6, HZ-10, NE-6.
 #[test]
 fn metrics_say_what_is_programmed_and_what_is_not() {

@@ -91,9 +91,11 @@ pub fn start(
     for place in places {
         place.open(args.bind_hard_fail, events, stop)?;
     }
-    let service_health =
-        ServiceHealth::new(Arc::clone(health), Arc::clone(metrics), events.clone(), listen_on);
-    tokio::spawn(service_health.run(Arc::clone(health_ports), stop.clone()));
+    if args.health_check_node_ports {
+        let service_health =
+            ServiceHealth::new(Arc::clone(health), Arc::clone(metrics), events.clone(), listen_on);
+        tokio::spawn(service_health.run(Arc::clone(health_ports), stop.clone()));
+    }
     events.record(Note::starting());
     Ok(())
 }

@@ -56,6 +56,8 @@ pub(super) struct Outputs {
     pending: Pending,
     /// The pass under way looks at every Service.
     pub(super) is_full: bool,
+    /// Something may count differently than others were told.
+    has_news: bool,
     /// Services that were written since the last success, and when.
     planned: BTreeMap<ServiceName, Timestamp>,
     health_ports: BTreeMap<ServiceName, HealthPort>,
@@ -71,6 +73,7 @@ impl Outputs {
             settled: Settled::default(),
             pending: Pending::default(),
             is_full: false,
+            has_news: false,
             planned: BTreeMap::new(),
             health_ports: BTreeMap::new(),
             no_local: HashMap::default(),
@@ -229,10 +232,13 @@ impl Owner {
         }
         let Some(running) = &self.running else { return self.outputs.idle() };
         let first = !core::mem::replace(&mut self.is_published, true);
-        let is_news = first || !self.outputs.planned.is_empty() || self.outputs.is_full;
+        self.outputs.has_news |= first || !self.outputs.planned.is_empty() || self.outputs.is_full;
+        // Counting everything takes longer than a small change: once a second is often enough.
+        let is_due = self.outputs.has_news && (first || self.outputs.settled.ticks.is_some());
         let left_out: BTreeSet<&ServiceName> = self.left_out.keys().map(|port| &port.service).collect();
         self.outputs.succeeded(&self.state, &left_out, began, first);
-        if is_news {
+        if is_due {
+            self.outputs.has_news = false;
             self.outputs.outlets.metrics.set_totals(&Totals {
                 services: self.state.service_count(),
                 service_ports: running.reconciler.programmed().count(),

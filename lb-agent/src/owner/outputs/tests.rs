@@ -94,7 +94,7 @@ fn ports_without_local_endpoints_are_counted_by_family_and_policy() {
     assert_eq!(after(&none), [[0, 0], [0, 0]], "there is none anywhere");
 }
 
-/// SY-3, HZ-2, ES-17, HC-1: what was not written is not told, and waits.
+/// SY-2, SY-3, HZ-2, ES-17, HC-1: what was not written is not told, and waits.
 #[test]
 fn a_pass_that_fails_tells_nothing_and_the_next_one_everything() {
     let (mut outputs, outlets, _notes) = outputs();
