@@ -1,8 +1,16 @@
 //! Builds the parts of the running agent in order, and ends them.
 
-use std::{fs, path::PathBuf, pin::Pin, sync::Arc, thread, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{
@@ -12,7 +20,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     config::{OnOff, RunArgs},
@@ -21,8 +29,13 @@ use crate::{
     k8s::{self, Access, Interest, manifests::Problem},
     maps::pin::PinDir,
     model::Event,
-    observe::server::{Server, Sources},
-    owner::{Message, Owner, Settings},
+    observe::{
+        self, Outlets,
+        events::Note,
+        health::Health,
+        server::{Server, Sources},
+    },
+    owner::{Mailbox, Message, Owner, Settings, Stamp, unix_s},
 };
 
 /// Messages in flight: a slow owner slows its sources.
@@ -49,6 +62,7 @@ pub fn run(args: &RunArgs, config: Option<String>) -> anyhow::Result<()> {
         version = env!("CARGO_PKG_VERSION"), node = %settings.node, cgroup = %settings.cgroup.display(),
         pin_dir = %args.pins.pin_dir.display(), refuses_directly = settings.switches.has_set_retval, "starting"
     );
+    raise_descriptors();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -103,6 +117,15 @@ async fn watch_config(path: PathBuf, text: String) {
     }
 }
 
+/// Each health check node port takes a descriptor per family, and the soft limit is 1024 for programs that use select(2). Where
+/// it cannot be raised, the ports that have no room say so (HC-8).
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
 /// Runs the owner on a thread of its own, and everything that sends to it here.
 async fn supervise(args: &RunArgs, settings: Settings, pins: PinDir) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
@@ -110,7 +133,10 @@ async fn supervise(args: &RunArgs, settings: Settings, pins: PinDir) -> anyhow::
     let (sender, messages) = channel(QUEUE);
     let node = Arc::clone(&settings.node);
     let healer = Healer::start(args.pins.pin_dir.clone()).context("cannot start the healer's thread")?;
-    let owner = Owner::new(settings, pins, healer, messages, sender.downgrade());
+    let (outlets, notes) = observe::outlets(&args.pins.pin_dir, args.manifests.is_none());
+    observe::start(&args.observe, &outlets, &stop)?;
+    let mailbox = Mailbox { messages, sender: sender.downgrade() };
+    let owner = Owner::new(settings, pins, healer, outlets.clone(), mailbox);
     let (ended, mut end) = tokio::sync::oneshot::channel();
     thread::Builder::new()
         .name("owner".into())
@@ -118,9 +144,10 @@ async fn supervise(args: &RunArgs, settings: Settings, pins: PinDir) -> anyhow::
         .context("cannot start the owner's thread")?;
 
     tokio::spawn(devices::run(sender.clone(), Message::Addresses, stop.clone()));
-    tokio::spawn(tick(sender.clone(), stop.clone()));
+    tokio::spawn(tick(sender.clone(), Arc::clone(&outlets.health), stop.clone()));
     let (report, problems) = watch::channel(Vec::new());
-    tokio::spawn(source(args, node, sender.clone(), report, stop.clone()).await?);
+    let to_owner = ToOwner { sender: sender.clone(), outlets, notes };
+    tokio::spawn(source(args, node, to_owner, report, stop.clone()).await?);
     let sources = Sources { owner: sender.clone(), problems, pin_dir: args.pins.pin_dir.as_path().into() };
     tokio::spawn(server.run(sources, stop.clone()));
 
@@ -144,7 +171,7 @@ async fn supervise(args: &RunArgs, settings: Settings, pins: PinDir) -> anyhow::
 }
 
 /// Wakes the owner regularly.
-async fn tick(sender: Sender<Message>, stop: CancellationToken) {
+async fn tick(sender: Sender<Message>, health: Arc<Health>, stop: CancellationToken) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -152,7 +179,9 @@ async fn tick(sender: Sender<Message>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        if sender.send(Message::Tick).await.is_err() {
+        let now = Instant::now();
+        health.tick_queued(now);
+        if sender.send(Message::Tick(now)).await.is_err() {
             return;
         }
     }
@@ -162,17 +191,19 @@ async fn tick(sender: Sender<Message>, stop: CancellationToken) {
 async fn source(
     args: &RunArgs,
     node: Arc<str>,
-    sender: Sender<Message>,
+    to_owner: ToOwner,
     problems: watch::Sender<Vec<Problem>>,
     stop: CancellationToken,
 ) -> anyhow::Result<Pin<Box<dyn Future<Output = ()> + Send>>> {
     let (events, objects) = channel::<Event>(QUEUE);
+    let ToOwner { sender, outlets, notes } = to_owner;
+    let metrics = Arc::clone(&outlets.metrics);
+    let forward = forward(objects, sender, outlets);
     let interest = Arc::new(Interest {
-        own_node: node,
+        own_node: Arc::clone(&node),
         proxy_name: args.select.service_proxy_name.as_str().into(),
         external_ips: args.select.external_ips == OnOff::On,
     });
-    let forward = forward(objects, sender);
     if let Some(folder) = args.manifests.clone() {
         let source = k8s::manifests::run(folder, interest, events, problems, stop);
         return Ok(Box::pin(async {
@@ -181,16 +212,30 @@ async fn source(
     }
     let access = Access { kubeconfig: args.kubeconfig.clone(), servers: args.api_server.clone() };
     let client = k8s::connect(&access).await?;
+    if let Some(notes) = notes {
+        tokio::spawn(k8s::events::run(client.clone(), node, notes, metrics, stop.clone()));
+    }
     let source = k8s::api::run(client, interest, events, stop);
     Ok(Box::pin(async {
         tokio::join!(source, forward);
     }))
 }
 
-/// Passes objects on to the owner.
-async fn forward(mut objects: Receiver<Event>, sender: Sender<Message>) {
+/// What a source needs beside where it reads from.
+struct ToOwner {
+    sender: Sender<Message>,
+    outlets: Outlets,
+    /// Events for the API server, if there is one.
+    notes: Option<Receiver<Note>>,
+}
+
+/// Passes objects on to the owner, and notes it: an owner that does not take them is found by their age (HZ-2).
+async fn forward(mut objects: Receiver<Event>, sender: Sender<Message>, outlets: Outlets) {
     while let Some(event) = objects.recv().await {
-        if sender.send(Message::Object(event)).await.is_err() {
+        let stamp = Stamp::now();
+        outlets.health.object_queued(&event, stamp.at);
+        outlets.metrics.queued(&event, unix_s(stamp.time));
+        if sender.send(Message::Object(event, stamp)).await.is_err() {
             return;
         }
     }

@@ -9,8 +9,11 @@
 //! again and planning everything.
 
 mod addresses;
+mod health_port;
 mod need;
+mod outputs;
 mod pace;
+mod receipts;
 mod report;
 mod turns;
 
@@ -44,12 +47,17 @@ use crate::{
         pin::{Content, PinDir, Staged},
     },
     model::{ClusterState, Event, Notice, ServiceName},
+    observe::Outlets,
     reconcile::{Contested, Desired, NoRoom, Outcome, Reconciler},
 };
 use addresses::NodeAddresses;
 use need::Need;
+use outputs::Outputs;
 use pace::{Pace, Retry};
 
+pub use outputs::Stamp;
+pub(crate) use outputs::unix_s;
+pub use receipts::Receipt;
 pub use report::{LeftAlone, PortName, Progress, Report};
 
 /// Services planned together: bounds the memory of a plan and the time between two looks at the channel.
@@ -65,18 +73,26 @@ const WAITING: Duration = Duration::from_secs(30);
 
 /// What the owner is told.
 pub enum Message {
-    /// A source has news.
-    Object(Event),
+    /// A source has news, sent then.
+    Object(Event, Stamp),
     /// The node's addresses, all of them.
     Addresses(OwnAddresses),
     /// Grace periods have passed.
     Grace,
-    /// Time to look after what was left undone.
-    Tick,
+    /// Time to look after what was left undone, sent then.
+    Tick(Instant),
     /// Somebody wants to look; the answer travels inside the function.
     Ask(Box<dyn FnOnce(&Owner) + Send>),
     /// End. Programs, links and maps stay.
     Stop,
+}
+
+/// The channel by which the owner is told.
+pub struct Mailbox {
+    /// Its end.
+    pub messages: Receiver<Message>,
+    /// Its beginning, for the grace thread.
+    pub sender: WeakSender<Message>,
 }
 
 /// What the owner needs to know at start.
@@ -143,17 +159,15 @@ pub struct Owner {
     failed_growth: Option<Instant>,
     last_error: Option<String>,
     waiting_since: Instant,
+    outputs: Outputs,
+    /// Everything was programmed once, and others know it.
+    is_published: bool,
 }
 
 impl Owner {
     /// An owner that has not begun.
-    pub fn new(
-        settings: Settings,
-        pins: PinDir,
-        healer: Healer,
-        messages: Receiver<Message>,
-        sender: WeakSender<Message>,
-    ) -> Self {
+    pub fn new(settings: Settings, pins: PinDir, healer: Healer, outlets: Outlets, mailbox: Mailbox) -> Self {
+        let Mailbox { messages, sender } = mailbox;
         Self {
             state: ClusterState::new(Arc::clone(&settings.node)),
             node_addresses: NodeAddresses::new(settings.node_ports.clone()),
@@ -173,6 +187,8 @@ impl Owner {
             failed_growth: None,
             last_error: None,
             waiting_since: Instant::now(),
+            outputs: Outputs::new(outlets),
+            is_published: false,
         }
     }
 
@@ -192,22 +208,34 @@ impl Owner {
     /// Takes in one message; false for the last one.
     fn take(&mut self, message: Message) -> bool {
         match message {
-            Message::Object(event) => {
+            Message::Object(event, stamp) => {
                 let is_node = matches!(event, Event::Node(_));
-                self.state.apply(event, &mut self.touched);
+                self.take_object(event, stamp);
                 if is_node {
                     self.take_node_addresses();
                 }
             }
             Message::Addresses(own) => self.take_own_addresses(own),
             // What found no room may find it now.
-            Message::Grace | Message::Tick => {
+            Message::Grace | Message::Tick(_) => {
+                if let Message::Tick(at) = message {
+                    self.outputs.took_tick(at);
+                }
                 self.touched.extend(self.left_out.keys().map(|port| port.service.clone()));
             }
             Message::Ask(look) => look(self),
             Message::Stop => return false,
         }
         true
+    }
+
+    fn take_object(&mut self, event: Event, stamp: Stamp) {
+        self.outputs.took(&event, stamp);
+        let times = self.outputs.receipts().times(&event);
+        let mut touched = BTreeSet::new();
+        self.state.apply(event, &mut touched);
+        self.outputs.receipts().begin(times, stamp.time, touched.iter());
+        self.touched.append(&mut touched);
     }
 
     fn work(&mut self) -> anyhow::Result<()> {
@@ -227,6 +255,7 @@ impl Owner {
 
     /// Notes a failed write. Whatever failed may have been half done: the maps are trusted, not the memory of them.
     fn fail(&mut self, error: &anyhow::Error) {
+        self.outputs.failed(error);
         let text = format!("{error:#}");
         let pause = self.retry.failed(Instant::now());
         if self.last_error.as_ref() != Some(&text) {
@@ -296,7 +325,9 @@ impl Owner {
     fn load(&self, need: Capacities) -> Result<Loaded, LoadError> {
         let sender = self.sender.clone();
         // A full channel wakes the owner anyway.
-        let on_grace = move || drop(sender.upgrade().map(|sender| sender.try_send(Message::Grace)));
+        let on_grace = move || {
+            let _woken = sender.upgrade().is_some_and(|sender| sender.try_send(Message::Grace).is_ok());
+        };
         load::load(&self.pins, self.settings.switches, need, on_grace)
     }
 
@@ -361,6 +392,7 @@ impl Owner {
 
     /// Plans every Service, and removes what was found in the maps and belongs to none.
     fn everything(&mut self) -> anyhow::Result<()> {
+        self.outputs.is_full = true;
         self.touched.extend(self.state.services().cloned());
         self.plan_touched()?;
         if let Some(running) = &mut self.running {
@@ -449,7 +481,9 @@ impl Owner {
         let known = self.notices.get(name).map_or(&[][..], Vec::as_slice);
         for notice in compiled.notices.iter().filter(|notice| !known.contains(notice)) {
             warn!(service = %notice.service, field = %notice.field, reason = %notice.reason, "cannot use a field");
+            self.outputs.notice(notice);
         }
+        self.outputs.compiled(name, &compiled.ports);
         if compiled.notices.is_empty() {
             self.notices.remove(name);
         } else {
@@ -464,6 +498,7 @@ impl Owner {
         if outcome.writes != 0 {
             debug!(services = planned.len(), writes = outcome.writes, "services programmed");
         }
+        self.outputs.planned(planned);
         let planned: BTreeSet<&ServiceName> = planned.iter().collect();
         self.left_out.retain(|port, _| !planned.contains(&port.service));
         let before = core::mem::take(&mut self.contested);
@@ -476,6 +511,7 @@ impl Owner {
                     service = %contested.port.service, frontend = %contested.frontend.at(), owner = %contested.owner,
                     "another Service owns this address and port"
                 );
+                self.outputs.contested(&contested);
             }
             self.contested.entry(contested.port.clone()).or_default().push(contested);
         }
@@ -531,6 +567,7 @@ impl Owner {
         if self.addresses_changed {
             warn!("the addresses of this node have no room: NodePorts keep the last known ones");
         }
+        self.outputs.left_out(self.left_out.iter());
         for (port, no_room) in self.left_out.iter().take(MOST_NAMED) {
             warn!(service = %port.service, port = %port.port, %no_room, "service port left as it was");
         }

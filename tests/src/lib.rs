@@ -22,6 +22,7 @@ pub mod bpffs;
 pub mod cgroup;
 pub mod control_plane;
 pub mod demo;
+pub mod http;
 pub mod invariants;
 pub mod names;
 pub mod netns;

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     observe::{Status, folder_id, server},
-    owner::PortName,
+    owner::{PortName, Receipt},
 };
 
 /// How long to wait: the agent itself gives up a bit earlier and says why.
@@ -59,6 +59,12 @@ pub(super) fn names(look: &LookArgs) -> Names {
             Names::new()
         }
     }
+}
+
+/// What became of the latest change of each Service, if the agent of these pins tells it. Whoever shows names has said why not.
+pub(super) fn receipts(look: &LookArgs) -> Vec<Receipt> {
+    let asked = status(look).and_then(|_| get(&look.socket.socket, "/v1/receipts"));
+    asked.unwrap_or_default()
 }
 
 /// Asks the agent and waits for the answer.

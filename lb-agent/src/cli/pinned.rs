@@ -11,13 +11,11 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use aya::{
-    Pod,
-    maps::{Map, MapData, PerCpuArray},
-};
+use aya::{Pod, maps::MapData};
 use lb_common::abi::{Reason, maps};
 
 use crate::maps::{
+    counters,
     kernel::{KernelArray, KernelTable},
     pin::{self, SPECS},
     sys::{self, LinkInfo},
@@ -75,12 +73,7 @@ impl Pinned {
 
     /// The counters of all CPUs, summed up.
     pub(super) fn reasons(&self) -> anyhow::Result<Vec<(Reason, u64)>> {
-        let counters = PerCpuArray::<_, u64>::try_from(Map::PerCpuArray(self.map(maps::REASONS)?))?;
-        let count = |reason: Reason| {
-            let values = counters.get(&(reason as u32), 0).context("cannot read lb_reasons")?;
-            Ok((reason, values.iter().fold(0_u64, |sum, count| sum.wrapping_add(*count))))
-        };
-        Reason::ALL.into_iter().map(count).collect()
+        counters::reasons(&self.dir)?.with_context(|| self.gone(maps::REASONS))
     }
 
     /// Size and memory of a map; nothing if it is not pinned.
@@ -104,12 +97,12 @@ impl Pinned {
     }
 
     fn map(&self, name: &'static str) -> anyhow::Result<MapData> {
-        open(&self.dir, name)?.with_context(|| {
-            format!(
-                "{} is gone: start lb-agent, which makes it anew",
-                pin::maps_dir(&self.dir).join(name).display()
-            )
-        })
+        open(&self.dir, name)?.with_context(|| self.gone(name))
+    }
+
+    fn gone(&self, name: &str) -> String {
+        let path = pin::maps_dir(&self.dir).join(name);
+        format!("{} is gone: start lb-agent, which makes it anew", path.display())
     }
 }
 

@@ -4,6 +4,7 @@ use core::net::{IpAddr, SocketAddr};
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, bail};
+use jiff::Timestamp;
 use lb_common::abi::{Addr, Address, FrontendKind, maps};
 use serde::Serialize;
 
@@ -14,7 +15,7 @@ use super::{
     served::{BackendRow, FrontendRow, Names, PortRow, Served, address},
     table::Table,
 };
-use crate::maps::Table as _;
+use crate::{maps::Table as _, owner::Receipt};
 
 /// One line per frontend.
 pub(super) fn list(look: &LookArgs) -> anyhow::Result<()> {
@@ -43,6 +44,8 @@ struct Detail {
     #[serde(flatten)]
     port: PortRow,
     backends: Vec<BackendRow>,
+    /// What became of the latest change of the Service; absent if no agent tells it.
+    receipt: Option<Receipt>,
 }
 
 /// Everything about one Service.
@@ -55,15 +58,23 @@ pub(super) fn show(args: &ShowArgs) -> anyhow::Result<()> {
     let own =
         addresses.context("cannot read lb_addresses")?.into_iter().map(|(addr, _)| addr.into()).collect();
     let found = find(served.ports(&names), &args.service, &names, &own)?;
-    let details: Vec<Detail> =
-        found.into_iter().map(|port| Detail { backends: served.backends(port.id), port }).collect();
+    let receipts = if names.is_empty() { Vec::new() } else { agent::receipts(look) };
+    let receipt = |port: &PortRow| {
+        let label = port.label.as_ref()?;
+        let is_its = |receipt: &&Receipt| receipt.namespace == label.namespace && receipt.name == label.name;
+        receipts.iter().find(is_its).cloned()
+    };
+    let details: Vec<Detail> = found
+        .into_iter()
+        .map(|port| Detail { backends: served.backends(port.id), receipt: receipt(&port), port })
+        .collect();
     print(&look.output, &details, |details| {
         let parts: Vec<String> = details.iter().map(render).collect();
         parts.join("\n\n")
     })
 }
 
-fn render(Detail { port, backends: rows }: &Detail) -> String {
+fn render(Detail { port, backends: rows, receipt }: &Detail) -> String {
     let mut facts = Table::facts();
     facts.fact("service", port.service());
     facts.fact("port", port.port_name());
@@ -71,6 +82,9 @@ fn render(Detail { port, backends: rows }: &Detail) -> String {
     facts.fact("internal policy", port.internal.name());
     let affinity = if port.affinity_s == 0 { "none".to_owned() } else { format!("{} s", port.affinity_s) };
     facts.fact("affinity", affinity);
+    if let Some(receipt) = receipt {
+        facts.fact("programmed", programmed(receipt));
+    }
     let mut frontends = Table::new(["FRONTEND", "KIND", "BACKENDS"]);
     for row in &port.frontends {
         frontends.row([address(row.address, row.port, &row.protocol), row.kind.clone(), serving(row)]);
@@ -86,6 +100,18 @@ fn render(Detail { port, backends: rows }: &Detail) -> String {
         .map(Table::render)
         .collect::<Vec<_>>()
         .join("\n\n")
+}
+
+/// When the maps followed the latest change, and how long after what.
+fn programmed(receipt: &Receipt) -> String {
+    let after = |from: &str| {
+        let (from, to) = (from.parse::<Timestamp>().ok()?, receipt.committed.parse::<Timestamp>().ok()?);
+        Some(to.duration_since(from).as_millis())
+    };
+    let received = after(&receipt.received).map(|ms| format!("{ms} ms after it was received"));
+    let changed = receipt.changed.as_deref().and_then(after).map(|ms| format!("{ms} ms after the change"));
+    let parts = [Some(receipt.committed.clone()), received, changed];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// How many serve, or that nobody does.
@@ -296,13 +322,22 @@ mod tests {
             state: "active",
             runs: vec![Which::Cluster, Which::Local],
         };
-        let shown = render(&Detail { port: row(1, "a/web", "10.0.0.1:80"), backends: vec![backend] });
+        let receipt = Receipt {
+            namespace: "a".into(),
+            name: "web".into(),
+            changed: Some("2026-01-02T03:04:05Z".into()),
+            received: "2026-01-02T03:04:05.25Z".into(),
+            committed: "2026-01-02T03:04:05.254Z".into(),
+        };
+        let port = row(1, "a/web", "10.0.0.1:80");
+        let shown = render(&Detail { port, backends: vec![backend], receipt: Some(receipt) });
         let expected = "\
 service          a/web
 port             http
 id               1
 internal policy  cluster
 affinity         none
+programmed       2026-01-02T03:04:05.254Z, 4 ms after it was received, 254 ms after the change
 
 FRONTEND         KIND       BACKENDS
 10.0.0.1:80/TCP  ClusterIP  2 cluster

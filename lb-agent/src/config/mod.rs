@@ -82,6 +82,12 @@ pub struct ObserveArgs {
     /// Where /metrics is answered over HTTP; nothing for nowhere.
     #[arg(long, env = "LB_METRICS_ADDRESS", default_value = "127.0.0.1:10249", value_name = "ADDRESS:PORT")]
     pub metrics_address: String,
+    /// Answer health checks of Services with spec.healthCheckNodePort; false leaves them to a kube-proxy on the same node.
+    #[arg(
+        long, env = "LB_HEALTH_CHECK_NODE_PORTS", default_value_t = true, action = clap::ArgAction::Set,
+        num_args = 0..=1, default_missing_value = "true", value_name = "BOOL"
+    )]
+    pub health_check_node_ports: bool,
     /// End when one of these addresses cannot be listened on, instead of trying again.
     #[arg(
         long, env = "LB_BIND_HARD_FAIL", default_value_t = false, action = clap::ArgAction::Set,

@@ -67,13 +67,9 @@ impl Default for Listen {
 }
 
 impl NodePorts {
-    /// Where servers that belong to NodePorts listen (NP-13).
-    pub const fn listen_addresses(&self, family: Family) -> &Listen {
-        let [v4, v6] = &self.listen;
-        match family {
-            Family::V4 => v4,
-            Family::V6 => v6,
-        }
+    /// Where servers that belong to NodePorts listen (NP-13), for IPv4 and IPv6.
+    pub const fn listen(&self) -> &[Listen; 2] {
+        &self.listen
     }
 }
 
@@ -298,11 +294,11 @@ mod tests {
         #[case] v6: Option<&str>,
     ) {
         let chosen = classified("", primary, on, true);
-        for (family, wanted) in [(Family::V4, v4), (Family::V6, v6)] {
+        for (listen, wanted) in chosen.listen().iter().zip([v4, v6]) {
             let wanted = wanted.map_or(Listen::All, |words| {
                 Listen::Set(words.split_whitespace().map(|word| word.parse().unwrap()).collect())
             });
-            assert_eq!(*chosen.listen_addresses(family), wanted, "{family}");
+            assert_eq!(*listen, wanted);
         }
     }
 

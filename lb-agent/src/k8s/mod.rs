@@ -4,6 +4,7 @@
 //! connect.rs, api.rs   list and watch     \
 //!                                          >  service.rs, slice.rs, ..  -->  model::Event
 //! manifests/           read, read again   /
+//! events.rs            the way back: Events for Services and the own Node
 //! ```
 //!
 //! Objects are converted at the edge and dropped; nothing behind this module knows an API type. Conversion is pure and
@@ -16,6 +17,7 @@ pub mod api;
 #[cfg(test)]
 mod api_tests;
 mod connect;
+pub mod events;
 mod fields;
 pub mod manifests;
 mod node;

@@ -1,15 +1,19 @@
 //! `EndpointSlice` -> [`model::Slice`](crate::model::Slice), compact; the caller drops the object at once.
 
+use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1::{self as api, EndpointHints};
 
 use super::fields::{self, Faults, shown};
 use super::{Refused, namespace};
 use crate::model::{
     Conditions, EndpointFacts, Family, Name, Names, Reason, ServiceName, Slice, SliceBuilder, SlicePort,
+    Trigger,
 };
 
 /// The Service that owns a slice (ES-2).
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// When the change of a pod or of the Service happened that the slice follows (ES-17).
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Reduces a slice to its ports, addresses, conditions, nodes and hints. Labels of SEL-1 are not looked at.
 pub fn slice(object: &api::EndpointSlice, names: &mut Names) -> Result<Slice, Refused> {
@@ -36,8 +40,16 @@ pub fn slice(object: &api::EndpointSlice, names: &mut Names) -> Result<Slice, Re
             Err(reason) => faults.add(|| path(&name.name, &format!("endpoints[{at}].addresses[0]")), reason),
         }
     }
+    builder.trigger(trigger(object));
     builder.faults(faults.finish(|| path(&name.name, "endpoints")));
     Ok(builder.build())
+}
+
+/// A time that cannot be read is as good as none: it is for measurements only (ES-17).
+fn trigger(object: &api::EndpointSlice) -> Trigger {
+    let text = object.metadata.annotations.as_ref().and_then(|annotations| annotations.get(TRIGGER_TIME));
+    let time = text.and_then(|text| text.parse::<Timestamp>().ok());
+    Trigger::at(time.map_or(0, Timestamp::as_microsecond))
 }
 
 /// The path of a field: faults of a slice are shown with its Service.

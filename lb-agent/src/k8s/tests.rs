@@ -196,6 +196,23 @@ fn slice_ports_without_name_or_number_are_ignored() {
     assert_eq!(&*fault.field, "endpointslice web-1: ports[5].port");
 }
 
+/// ES-17.
+#[test]
+fn the_trigger_time_of_a_slice_is_read_and_a_broken_one_is_none() {
+    let with = |text: &str| {
+        let mut object = slice_of("IPv4", &json!([]), &json!([]));
+        object["metadata"]["annotations"] = json!({"endpoints.kubernetes.io/last-change-trigger-time": text});
+        slice(&serde_json::from_value(object).unwrap(), &mut Names::default()).unwrap()
+    };
+    assert_eq!(with("1970-01-01T00:00:01.5Z").trigger.unix_us(), Some(1_500_000));
+    assert_eq!(with("1970-01-01T02:00:00.000001+02:00").trigger.unix_us(), Some(1));
+    for broken in ["", "yesterday", "1970-01-01"] {
+        let slice = with(broken);
+        assert_eq!(slice.trigger.unix_us(), None, "{broken}");
+        assert!(slice.faults.is_empty(), "it is for measurements only");
+    }
+}
+
 /// ES-6, ES-7, ES-8, ES-9, ES-10.
 #[test]
 fn endpoints_keep_address_conditions_node_and_hints() {

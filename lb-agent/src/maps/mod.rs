@@ -7,6 +7,7 @@
 //! ```
 
 pub mod contract;
+pub mod counters;
 pub mod grace;
 pub mod kernel;
 pub mod memory;

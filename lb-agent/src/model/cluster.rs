@@ -128,6 +128,11 @@ impl ClusterState {
         names.into_iter()
     }
 
+    /// How many services there are.
+    pub fn service_count(&self) -> usize {
+        self.services.values().filter(|entry| entry.service.is_some()).count()
+    }
+
     /// A Service by name.
     pub fn service(&self, name: &ServiceName) -> Option<&Service> {
         self.services.get(name)?.service.as_deref()

@@ -32,4 +32,4 @@ pub use names::{Name, Names, ServiceName, SliceName};
 pub use node::{Node, NodeContext};
 pub use notice::{Fault, Notice, Reason};
 pub use service::{ClusterIps, Family, Protocol, Service, ServicePort, ServiceType, TrafficPolicy};
-pub use slice::{Conditions, Endpoint, EndpointFacts, Slice, SliceBuilder, SlicePort};
+pub use slice::{Conditions, Endpoint, EndpointFacts, Slice, SliceBuilder, SlicePort, Trigger};

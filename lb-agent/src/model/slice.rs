@@ -4,6 +4,7 @@
 //! whose strings the source shares between slices ([`Names`](super::Names)).
 
 use core::net::IpAddr;
+use core::num::NonZeroI64;
 
 use crate::hash::HashMap;
 
@@ -88,6 +89,32 @@ struct Packed {
     hints: u32,
 }
 
+/// When the change happened that an object tells of; 8 bytes.
+///
+/// It says nothing about what the object means, so two objects that differ in it alone are equal, and the second changes nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Trigger(Option<NonZeroI64>);
+
+impl Trigger {
+    /// So many microseconds after 1970; 0 means that it is not known.
+    pub const fn at(unix_us: i64) -> Self {
+        Self(NonZeroI64::new(unix_us))
+    }
+
+    /// Microseconds after 1970, if it is known.
+    pub fn unix_us(self) -> Option<i64> {
+        self.0.map(NonZeroI64::get)
+    }
+}
+
+impl PartialEq for Trigger {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Trigger {}
+
 /// An `EndpointSlice` of family IPv4 or IPv6 with an owner. Others never get here (ES-1, ES-2).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Slice {
@@ -101,6 +128,8 @@ pub struct Slice {
     pub ports: Box<[SlicePort]>,
     /// Fields of the object that could not be used.
     pub faults: Few<Fault>,
+    /// Annotation `endpoints.kubernetes.io/last-change-trigger-time` (ES-17).
+    pub trigger: Trigger,
     endpoints: Box<[Packed]>,
     /// Node and zone names of this slice, each once.
     names: Box<[Name]>,
@@ -183,6 +212,7 @@ impl SliceBuilder {
             family,
             ports: Box::default(),
             faults: Few::default(),
+            trigger: Trigger::default(),
             endpoints: Box::default(),
             names: Box::default(),
             hints: Few::default(),
@@ -212,6 +242,12 @@ impl SliceBuilder {
     /// Sets what could not be used.
     pub fn faults(&mut self, faults: impl Into<Few<Fault>>) -> &mut Self {
         self.slice.faults = faults.into();
+        self
+    }
+
+    /// Sets when the change happened that the slice tells of.
+    pub const fn trigger(&mut self, trigger: Trigger) -> &mut Self {
+        self.slice.trigger = trigger;
         self
     }
 

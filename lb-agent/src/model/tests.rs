@@ -51,6 +51,22 @@ fn put_slice(slice: Slice) -> Event {
     Event::Slice(Change::Apply(slice))
 }
 
+/// ES-17: the time of a change is no part of what a slice means.
+#[test]
+fn a_slice_that_differs_in_its_trigger_time_alone_touches_nothing() {
+    let mut state = state();
+    apply(&mut state, put_service(service("s")));
+    let at = |unix_us, last| {
+        let mut slice = slice("s-1", "s", last);
+        slice.trigger = Trigger::at(unix_us);
+        slice
+    };
+    assert_eq!(apply(&mut state, put_slice(at(1, 1))), ["ns/s"]);
+    assert!(apply(&mut state, put_slice(at(2, 1))).is_empty());
+    assert_eq!(apply(&mut state, put_slice(at(2, 2))), ["ns/s"]);
+    assert_eq!(size_of::<Trigger>(), 8);
+}
+
 /// BS-8.
 #[test]
 fn the_service_of_the_api_server_keeps_its_last_endpoints() {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /v1/status` | [`Status`] as JSON |
 //! | `GET /v1/ports` | a list of [`PortName`] as JSON, by id |
+//! | `GET /v1/receipts` | a list of [`Receipt`] as JSON, by name; `?namespace=N&name=S` for one Service |
 //!
 //! The owner of the maps answers between two passes. While it is busy for longer than [`LIMIT`] the answer is 503 with a
 //! sentence. Only the user who runs the agent may connect (mode 0600).
@@ -18,12 +19,13 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Query, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::get,
 };
 use nix::sys::stat::{Mode, fchmod};
+use serde::Deserialize;
 use tokio::{
     net::{UnixListener, UnixSocket},
     sync::{mpsc, oneshot, watch},
@@ -35,7 +37,7 @@ use tracing::{info, warn};
 use super::{Status, folder_id};
 use crate::{
     k8s::manifests::Problem,
-    owner::{Message, Owner, PortName},
+    owner::{Message, Owner, PortName, Receipt},
 };
 
 /// How long a question may wait for the owner.
@@ -137,8 +139,11 @@ impl Server {
     pub async fn run(self, sources: Sources, stop: CancellationToken) {
         let Self { listener, file } = self;
         info!(socket = %file.0.display(), "answering questions");
-        let router =
-            Router::new().route("/v1/status", get(status)).route("/v1/ports", get(ports)).with_state(sources);
+        let router = Router::new()
+            .route("/v1/status", get(status))
+            .route("/v1/ports", get(ports))
+            .route("/v1/receipts", get(receipts))
+            .with_state(sources);
         let served = axum::serve(listener, router).into_future();
         // Nobody is waited for: a client that stays connected must not hold up the end.
         tokio::select! {
@@ -183,11 +188,32 @@ async fn ports(State(sources): State<Sources>) -> Result<Json<Vec<PortName>>, No
     ask(&sources.owner, LIMIT, Owner::port_names).await.map(Json)
 }
 
+/// Of which Services; what is not given is all of them.
+#[derive(Debug, Deserialize)]
+struct Wanted {
+    namespace: Option<String>,
+    name: Option<String>,
+}
+
+async fn receipts(
+    State(sources): State<Sources>,
+    Query(Wanted { namespace, name }): Query<Wanted>,
+) -> Result<Json<Vec<Receipt>>, NoAnswer> {
+    let look = move |owner: &Owner| {
+        owner.receipts(|service| {
+            let is =
+                |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|wanted| wanted == found);
+            is(&namespace, &service.namespace) && is(&name, &service.name)
+        })
+    };
+    ask(&sources.owner, LIMIT, look).await.map(Json)
+}
+
 /// Has the owner look at itself.
 async fn ask<T: Send + 'static>(
     owner: &mpsc::Sender<Message>,
     limit: Duration,
-    look: fn(&Owner) -> T,
+    look: impl FnOnce(&Owner) -> T + Send + 'static,
 ) -> Result<T, NoAnswer> {
     let (answer, answered) = oneshot::channel();
     // Who asked may have gone away meanwhile.

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::Owner;
 use crate::{
     config::PerFamily,
-    datapath::addresses::{Listen, NodePortOptions, NodePorts, OwnAddresses, classify, left_alone},
+    datapath::addresses::{NodePortOptions, NodePorts, OwnAddresses, classify, left_alone},
     model::Family,
 };
 
@@ -100,13 +100,21 @@ impl Owner {
     /// Takes in the addresses of this node, as the kernel has them.
     pub(super) fn take_own_addresses(&mut self, own: OwnAddresses) {
         self.state.set_own_addresses(left_alone(&own), &mut self.touched);
-        self.addresses_changed |= self.node_addresses.set_own(own);
-        self.tell_of_addresses();
+        let has_changed = self.node_addresses.set_own(own);
+        self.follow_addresses(has_changed);
     }
 
     /// Looks at the addresses of the Node object again.
     pub(super) fn take_node_addresses(&mut self) {
-        self.addresses_changed |= self.node_addresses.set_node(self.state.node().addresses());
+        let has_changed = self.node_addresses.set_node(self.state.node().addresses());
+        self.follow_addresses(has_changed);
+    }
+
+    fn follow_addresses(&mut self, has_changed: bool) {
+        if has_changed {
+            self.addresses_changed = true;
+            self.outputs.listen_on(self.node_addresses.chosen.listen());
+        }
         self.tell_of_addresses();
     }
 
@@ -126,11 +134,6 @@ impl Owner {
                  node; check --node-name"
             );
         }
-    }
-
-    /// Where servers listen that belong to NodePorts, such as those of health check ports (NP-13).
-    pub fn listen_addresses(&self, family: Family) -> &Listen {
-        self.node_addresses.chosen.listen_addresses(family)
     }
 }
 

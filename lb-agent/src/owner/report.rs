@@ -11,7 +11,7 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::Owner;
+use super::{Owner, Receipt};
 use crate::model::{Name, ServiceName};
 
 /// How far the agent is.
@@ -146,6 +146,11 @@ impl Owner {
     /// Address ranges of cluster IPs: those that were given, and those that the API server names.
     fn service_cidrs(&self) -> BTreeSet<IpNet> {
         self.settings.service_cidrs.0.iter().copied().chain(self.state.service_cidrs()).collect()
+    }
+
+    /// What became of the latest change of each Service that `is_wanted` wants.
+    pub fn receipts(&self, is_wanted: impl Fn(&ServiceName) -> bool) -> Vec<Receipt> {
+        self.outputs.committed(is_wanted)
     }
 
     /// The Service ports behind the ids of `lb_services`, by id.

@@ -43,6 +43,7 @@ impl Owner {
             return Ok(());
         }
         self.work()?;
+        self.publish(now);
         if has_changes {
             self.pace.passed(Instant::now());
         }

@@ -201,7 +201,7 @@ fn says_so_once(world: &World<'_>) {
 }
 
 /// A kubeconfig for a new service account without any rights.
-fn service_account(world: &World<'_>, name: &str) -> PathBuf {
+pub(crate) fn service_account(world: &World<'_>, name: &str) -> PathBuf {
     world
         .namespace
         .apply(&json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name}}))
@@ -218,19 +218,20 @@ fn service_account(world: &World<'_>, name: &str) -> PathBuf {
 }
 
 /// The rights that the agent needs, and no others.
-fn rights(name: &str) -> Value {
+pub(crate) fn rights(name: &str) -> Value {
     let verbs = json!(["list", "watch"]);
     json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": name},
         "rules": [
             {"apiGroups": [""], "resources": ["services", "nodes"], "verbs": verbs},
             {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": verbs},
+            {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
         ],
     })
 }
 
 /// Gives the rights of `role` to a service account.
-fn binding(role: &Value, namespace: &str, account: &str) -> Value {
+pub(crate) fn binding(role: &Value, namespace: &str, account: &str) -> Value {
     let name = &role["metadata"]["name"];
     json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name},

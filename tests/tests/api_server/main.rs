@@ -7,6 +7,7 @@
 //! | `rollouts` | Pods, types, families and preferences change as in a cluster, and no connection fails that need not |
 //! | `watches` | a list or watch that fails is taken up again, and loses and breaks nothing |
 //! | `outages` | traffic outlives the API server and the agent, and what was missed is found |
+//! | `events` | what cannot be programmed is an Event on its Service, naming why |
 //! | `access` | addresses, credentials, certificates, rights and the own Node: what is wrong is named |
 //!
 //! Every agent follows the whole cluster, so all of them see each other's objects; every test has its own node,
@@ -14,6 +15,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod access;
+mod events;
 mod objects;
 mod outages;
 mod pods;

@@ -10,7 +10,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -161,6 +161,11 @@ impl<'a> World<'a> {
         change(&mut config);
         fs::write(&path, config.to_string()).unwrap();
         path
+    }
+
+    /// Takes a TCP port of the node.
+    pub(crate) fn bind(&self, port: u16) -> TcpListener {
+        self.net.node(1).netns.run(|| TcpListener::bind(("0.0.0.0", port))).unwrap()
     }
 
     /// Cuts the cable to the control plane: packets vanish, and nobody is told.

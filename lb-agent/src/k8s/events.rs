@@ -1,0 +1,200 @@
+//! Events for the API server, `events.k8s.io/v1`. It needs the right to create them; without it a line in the log says so.
+
+use core::time::Duration;
+use std::{sync::Arc, time::Instant};
+
+use k8s_openapi::{
+    api::{
+        core::v1::{ObjectReference, Service},
+        events::v1::Event,
+    },
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client,
+    api::{ListParams, PostParams},
+    core::Status,
+};
+use tokio::{sync::mpsc::Receiver, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::{
+    model::ServiceName,
+    observe::{
+        events::{Admission, Filter, Note, Subject},
+        metrics::{EventResult, Metrics},
+    },
+};
+
+/// `reportingController`
+const CONTROLLER: &str = "lb-agent";
+/// Namespace of Events about objects that have none.
+const DEFAULT: &str = "default";
+/// Longest `note` that the API takes, in bytes.
+const LONGEST_NOTE: usize = 1024;
+/// Longest `reportingInstance` that the API takes, in bytes.
+const LONGEST_INSTANCE: usize = 128;
+/// Between two Events: a cluster-wide fault has every node send as many as it has Services.
+const PACE: Duration = Duration::from_millis(200);
+/// Pauses before a server that gave no answer is tried again.
+const PAUSES: [Duration; 4] =
+    [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(30)];
+
+/// Sends what is recorded about `node` and Services until `stop`.
+pub async fn run(
+    client: Client,
+    node: Arc<str>,
+    mut notes: Receiver<Note>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
+    let mut sender = Sending { client, node, metrics, filter: Filter::default(), has_warned: false };
+    let sending = async {
+        while let Some(note) = notes.recv().await {
+            sender.take(&note).await;
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = sending => {}
+    }
+}
+
+struct Sending {
+    client: Client,
+    node: Arc<str>,
+    metrics: Arc<Metrics>,
+    filter: Filter,
+    /// Why no Event can be sent has been said.
+    has_warned: bool,
+}
+
+impl Sending {
+    async fn take(&mut self, note: &Note) {
+        let result = match self.filter.admit(note, Instant::now()) {
+            Admission::Repeated => EventResult::Repeated,
+            Admission::Limited => EventResult::Limited,
+            Admission::Send => {
+                sleep(PACE).await;
+                self.send(note).await
+            }
+        };
+        self.metrics.event(result);
+    }
+
+    async fn send(&mut self, note: &Note) -> EventResult {
+        let uid = match &note.subject {
+            // The kubelet's Events and kube-proxy's have the name here, and kubectl looks for both.
+            Subject::Node => Some(self.node.to_string()),
+            Subject::Service(name) => self.uid(name).await,
+        };
+        let event = event(note, &self.node, uid, Timestamp::now());
+        let namespace = event.metadata.namespace.as_deref().unwrap_or(DEFAULT);
+        let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
+        let mut pauses = PAUSES.into_iter();
+        loop {
+            match api.create(&PostParams::default(), &event).await {
+                Ok(_) => {
+                    self.has_warned = false;
+                    return EventResult::Sent;
+                }
+                Err(kube::Error::Api(status)) if status.code < 500 => {
+                    self.refused(&status);
+                    return EventResult::Failed;
+                }
+                Err(error) => {
+                    debug!(%error, "an Event was not taken");
+                    let Some(pause) = pauses.next() else { return EventResult::Failed };
+                    sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    /// `kubectl describe` shows Events of this uid only. Listing is a right that the agent has anyway.
+    async fn uid(&self, name: &ServiceName) -> Option<String> {
+        let api: Api<Service> = Api::namespaced(self.client.clone(), &name.namespace);
+        let one = ListParams::default().fields(&format!("metadata.name={}", name.name)).limit(1);
+        api.list_metadata(&one).await.ok()?.items.pop()?.metadata.uid
+    }
+
+    /// Said once until an Event is taken again, and not of what is nobody's fault: the namespace is going or gone, or the
+    /// credentials are refused, which is said where objects are watched.
+    fn refused(&mut self, status: &Status) {
+        let Status { code, message, .. } = status;
+        let causes = status.details.iter().flat_map(|details| &details.causes);
+        let is_leaving = causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating");
+        let is_known = is_leaving || matches!(code, 401 | 404);
+        if is_known || core::mem::replace(&mut self.has_warned, true) {
+            debug!(code, message, "an Event was refused");
+            return;
+        }
+        let remedy = (*code == 403).then_some(
+            "bind a ClusterRole that may create events of API group events.k8s.io in all namespaces",
+        );
+        warn!(
+            code,
+            message, remedy, "Events are refused by the API server, their content is in this log only"
+        );
+    }
+}
+
+/// The object. The node is in it, because every node may have the same to say of a Service.
+fn event(note: &Note, node: &str, uid: Option<String>, now: Timestamp) -> Event {
+    let (kind, namespace, name) = match &note.subject {
+        Subject::Node => ("Node", None, node.to_owned()),
+        Subject::Service(name) => ("Service", Some(name.namespace.to_string()), name.name.to_string()),
+    };
+    Event {
+        metadata: ObjectMeta {
+            namespace: Some(namespace.clone().unwrap_or_else(|| DEFAULT.to_owned())),
+            generate_name: Some(format!("{name}-")),
+            ..ObjectMeta::default()
+        },
+        event_time: Some(MicroTime(now)),
+        type_: Some(if note.is_warning { "Warning" } else { "Normal" }.to_owned()),
+        reason: Some(note.reason.to_owned()),
+        action: Some(note.action.to_owned()),
+        note: Some(cut(&note.text, LONGEST_NOTE).to_owned()),
+        reporting_controller: Some(CONTROLLER.to_owned()),
+        reporting_instance: Some(cut(node, LONGEST_INSTANCE).to_owned()),
+        regarding: Some(ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some(kind.to_owned()),
+            namespace,
+            name: Some(name),
+            uid,
+            ..ObjectReference::default()
+        }),
+        ..Event::default()
+    }
+}
+
+/// The beginning of a text, in whole characters.
+fn cut(text: &str, most: usize) -> &str {
+    text.get(..text.floor_char_boundary(most)).unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_names_its_object_and_the_node_that_sends_it() {
+        let name = ServiceName::new("shop", "web");
+        let note = Note::service(&name, "InvalidField", "Program", "é".repeat(1000));
+        let made = event(&note, "n1", Some("u".into()), Timestamp::UNIX_EPOCH);
+        let regarding = made.regarding.unwrap();
+        assert_eq!((regarding.kind.as_deref(), regarding.name.as_deref()), (Some("Service"), Some("web")));
+        assert_eq!((regarding.namespace.as_deref(), regarding.uid.as_deref()), (Some("shop"), Some("u")));
+        assert_eq!(made.metadata.namespace.as_deref(), Some("shop"));
+        assert_eq!(made.reporting_instance.as_deref(), Some("n1"));
+        assert_eq!(made.note.map(|note| note.len()), Some(1024));
+        let made = event(&Note::starting(), "n1", None, Timestamp::UNIX_EPOCH);
+        assert_eq!(made.metadata.namespace.as_deref(), Some("default"));
+        assert_eq!(made.regarding.unwrap().kind.as_deref(), Some("Node"));
+        assert_eq!((made.type_.as_deref(), made.reason.as_deref()), (Some("Normal"), Some("Starting")));
+    }
+}

@@ -1,0 +1,294 @@
+//! What the owner tells others without being asked: health, metrics, Events, health check node ports, receipts.
+//!
+//! Services are told of once the pass that planned them has succeeded: what is said then is in the maps.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use jiff::Timestamp;
+
+use super::{
+    Owner,
+    health_port::health_port,
+    receipts::{Receipt, Receipts},
+};
+use crate::{
+    compile::{PortEntries, PortKey},
+    hash::HashMap,
+    model::{ClusterState, Event, Family, NodeContext, Notice, ServiceName},
+    observe::{
+        Outlets,
+        events::Note,
+        health::{NodeState, Settled},
+        metrics::{Pending, Totals},
+        service_health::{HealthPort, ListenOn},
+    },
+    reconcile::{Contested, NoRoom},
+};
+
+/// When something was sent to the owner.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stamp {
+    /// For ages.
+    pub at: Instant,
+    /// For people.
+    pub time: Timestamp,
+}
+
+impl Stamp {
+    /// Now.
+    pub fn now() -> Self {
+        Self { at: Instant::now(), time: Timestamp::now() }
+    }
+}
+
+/// Service ports of policy Local without a local endpoint, though there are others: by family, and by internal and external
+/// policy (NE-6).
+type NoLocal = [[usize; 2]; 2];
+
+/// See the module.
+pub(super) struct Outputs {
+    outlets: Outlets,
+    settled: Settled,
+    /// Objects that were taken since the last success.
+    pending: Pending,
+    /// The pass under way looks at every Service.
+    pub(super) is_full: bool,
+    /// Something may count differently than others were told.
+    has_news: bool,
+    /// Services that were written since the last success, and when.
+    planned: BTreeMap<ServiceName, Timestamp>,
+    health_ports: BTreeMap<ServiceName, HealthPort>,
+    no_local: HashMap<ServiceName, NoLocal>,
+    totals: NoLocal,
+    receipts: Receipts,
+}
+
+impl Outputs {
+    pub(super) fn new(outlets: Outlets) -> Self {
+        Self {
+            outlets,
+            settled: Settled::default(),
+            pending: Pending::default(),
+            is_full: false,
+            has_news: false,
+            planned: BTreeMap::new(),
+            health_ports: BTreeMap::new(),
+            no_local: HashMap::default(),
+            totals: NoLocal::default(),
+            receipts: Receipts::new(Timestamp::now()),
+        }
+    }
+
+    /// An object was taken out of the channel.
+    pub(super) fn took(&mut self, event: &Event, stamp: Stamp) {
+        self.settled.objects = Some(stamp.at);
+        self.pending.add(event);
+    }
+
+    /// A tick was taken out of the channel.
+    pub(super) fn took_tick(&mut self, at: Instant) {
+        self.settled.ticks = Some(at);
+    }
+
+    /// Where health checks of Services are answered from now on (NP-13).
+    pub(super) fn listen_on(&self, addresses: &ListenOn) {
+        self.outlets.listen_on.send_if_modified(|before| {
+            let has_changed = before != addresses;
+            before.clone_from(addresses);
+            has_changed
+        });
+    }
+
+    /// Receipts that are under way.
+    pub(super) const fn receipts(&mut self) -> &mut Receipts {
+        &mut self.receipts
+    }
+
+    /// The receipts of the Services that `is_wanted` wants.
+    pub(super) fn committed(&self, is_wanted: impl Fn(&ServiceName) -> bool) -> Vec<Receipt> {
+        self.receipts.committed(is_wanted)
+    }
+
+    /// A Service was compiled.
+    pub(super) fn compiled(&mut self, name: &ServiceName, ports: &[PortEntries]) {
+        let counts = no_local(ports);
+        let before = if counts == NoLocal::default() {
+            self.no_local.remove(name)
+        } else {
+            self.no_local.insert(name.clone(), counts)
+        };
+        let before = before.unwrap_or_default();
+        for family in 0..2 {
+            for policy in 0..2 {
+                let total = &mut self.totals[family][policy];
+                *total = (*total + counts[family][policy]).saturating_sub(before[family][policy]);
+            }
+        }
+    }
+
+    /// A field of a Service cannot be used.
+    pub(super) fn notice(&self, notice: &Notice) {
+        let text = format!("{}: {}", notice.field, notice.reason);
+        self.outlets.events.record(Note::service(&notice.service, "FieldNotUsed", "Program", text));
+    }
+
+    /// Another Service owns a frontend (LB-8).
+    pub(super) fn contested(&self, contested: &Contested) {
+        let text = format!(
+            "{} of port {:?} belongs to Service {}, which is older: give one of the two another address or port",
+            contested.frontend.at(),
+            contested.port.port.as_str(),
+            contested.owner
+        );
+        self.outlets.events.record(Note::service(
+            &contested.port.service,
+            "FrontendContested",
+            "Program",
+            text,
+        ));
+    }
+
+    /// Maps are full and cannot grow.
+    pub(super) fn left_out<'a>(&self, ports: impl Iterator<Item = (&'a PortKey, &'a NoRoom)>) {
+        for (port, no_room) in ports {
+            let text = format!(
+                "{} port {:?} is left as it was: {no_room} and cannot be made larger; give lb-agent more memory, it tries again \
+                 every half minute",
+                port.family,
+                port.port.as_str()
+            );
+            self.outlets.events.record(Note::service(&port.service, "MapFull", "Program", text));
+        }
+    }
+
+    /// Services were written.
+    pub(super) fn planned(&mut self, services: &[ServiceName]) {
+        let now = Timestamp::now();
+        self.planned.extend(services.iter().map(|name| (name.clone(), now)));
+    }
+
+    /// A pass has failed: nothing is settled.
+    pub(super) fn failed(&mut self, error: &anyhow::Error) {
+        self.outlets.metrics.sync_failed(error);
+        self.is_full = false;
+    }
+
+    /// The own Node may have changed (HZ-4). One that was there and is gone was deleted.
+    fn look_at_node(&self, node: &NodeContext) {
+        let now = node_state(self.outlets.health.node(), node);
+        self.outlets.health.set_node(now);
+    }
+
+    /// Everything that was taken is done, in a pass that began at `began`. `first` says that everything was programmed and
+    /// attached by it for the first time.
+    fn succeeded(
+        &mut self,
+        state: &ClusterState,
+        left_out: &BTreeSet<&ServiceName>,
+        began: Instant,
+        first: bool,
+    ) {
+        let now = Timestamp::now();
+        let is_sync = first || self.is_full || !self.planned.is_empty();
+        for (name, written) in core::mem::take(&mut self.planned) {
+            self.tell_health_port(state, &name);
+            if left_out.contains(&name) {
+                continue;
+            }
+            // Before the programs were attached, what was written had no effect.
+            let committed = if first { now } else { written };
+            for (family, took_s) in self.receipts.commit(&name, committed, state.service(&name).is_some()) {
+                self.outlets.metrics.programmed(family, took_s);
+            }
+        }
+        if is_sync {
+            self.outlets.metrics.synced(self.is_full, began.elapsed().as_secs_f64(), unix_s(now));
+        }
+        self.is_full = false;
+        self.outlets.metrics.settled(core::mem::take(&mut self.pending));
+        self.outlets.health.settled(Settled { updated: is_sync, ..self.settled }, now);
+        self.settled = Settled::default();
+    }
+
+    /// Nothing can be written yet, and nothing waits for the owner.
+    fn idle(&mut self) {
+        self.outlets.metrics.settled(core::mem::take(&mut self.pending));
+        self.outlets.health.settled(self.settled, Timestamp::now());
+        self.settled = Settled::default();
+    }
+
+    fn tell_health_port(&mut self, state: &ClusterState, name: &ServiceName) {
+        let wanted = health_port(state, name);
+        let before = match wanted {
+            Some(wanted) => self.health_ports.insert(name.clone(), wanted),
+            None => self.health_ports.remove(name),
+        };
+        if before != wanted {
+            self.outlets.health_ports.tell(name.clone(), wanted);
+        }
+    }
+}
+
+impl Owner {
+    /// Tells others what has become of everything that was taken, after a pass that began at `began`.
+    pub(super) fn publish(&mut self, began: Instant) {
+        self.outputs.look_at_node(self.state.node());
+        if self.last_error.is_some() {
+            return;
+        }
+        let Some(running) = &self.running else { return self.outputs.idle() };
+        let first = !core::mem::replace(&mut self.is_published, true);
+        self.outputs.has_news |= first || !self.outputs.planned.is_empty() || self.outputs.is_full;
+        // Counting everything takes longer than a small change: once a second is often enough.
+        let is_due = self.outputs.has_news && (first || self.outputs.settled.ticks.is_some());
+        let left_out: BTreeSet<&ServiceName> = self.left_out.keys().map(|port| &port.service).collect();
+        self.outputs.succeeded(&self.state, &left_out, began, first);
+        if is_due {
+            self.outputs.has_news = false;
+            self.outputs.outlets.metrics.set_totals(&Totals {
+                services: self.state.service_count(),
+                service_ports: running.reconciler.programmed().count(),
+                notices: self.notices.values().map(Vec::len).sum(),
+                contested: self.contested.values().map(Vec::len).sum(),
+                left_out: self.left_out.len(),
+                no_local: self.outputs.totals,
+                usage: running.reconciler.usage().to_vec(),
+            });
+        }
+    }
+}
+
+/// HZ-4.
+fn node_state(before: NodeState, node: &NodeContext) -> NodeState {
+    match (&node.node, before) {
+        (Some(node), _) if node.is_draining => NodeState::Leaving,
+        (Some(_), _) => NodeState::Eligible,
+        (None, NodeState::Unseen) => NodeState::Unseen,
+        (None, NodeState::Eligible | NodeState::Leaving) => NodeState::Leaving,
+    }
+}
+
+/// NE-6: policy Local, endpoints that could serve, and none of them here.
+fn no_local(ports: &[PortEntries]) -> NoLocal {
+    let mut counts = NoLocal::default();
+    for port in ports.iter().filter(|port| port.policies.has_any && port.local.is_empty()) {
+        let [internal, external] = &mut counts[port.key.family as usize];
+        *internal += usize::from(port.policies.internal_local);
+        *external += usize::from(port.policies.external_local);
+    }
+    counts
+}
+
+/// Seconds since 1970, to the microsecond.
+#[expect(clippy::cast_precision_loss, reason = "microseconds of this century stay below 2^53")]
+pub(crate) fn unix_s(time: Timestamp) -> f64 {
+    time.as_microsecond() as f64 / 1e6
+}
+
+const _: () = assert!(Family::V4 as usize == 0 && Family::V6 as usize == 1, "families are indexes");
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+use std::{collections::BTreeSet, path::Path};
+
+use lb_common::abi::{FrontendKey, L4Addr, Proto};
+use tokio::sync::mpsc::Receiver;
+
+use super::*;
+use crate::{
+    model::{
+        Change, ClusterIps, Conditions, EndpointFacts, Fault, Node, Protocol, Reason, Service, ServicePort,
+        ServiceType, Slice, SliceBuilder, SliceName, SlicePort, TrafficPolicy, Trigger,
+    },
+    observe::{events::Subject, outlets},
+};
+
+/// HZ-4.
+#[test]
+fn a_node_leaves_by_a_taint_by_being_deleted_and_not_by_never_having_been() {
+    let with = |is_draining| {
+        let node = Node { is_draining, ..Node::new("n1".into()) };
+        NodeContext { node: Some(node), ..NodeContext::new("n1".into()) }
+    };
+    let without = NodeContext::new("n1".into());
+    assert_eq!(node_state(NodeState::Unseen, &without), NodeState::Unseen);
+    assert_eq!(node_state(NodeState::Unseen, &with(true)), NodeState::Leaving);
+    assert_eq!(node_state(NodeState::Leaving, &with(false)), NodeState::Eligible);
+    assert_eq!(node_state(NodeState::Eligible, &without), NodeState::Leaving);
+    assert_eq!(node_state(NodeState::Leaving, &without), NodeState::Leaving);
+}
+
+fn name() -> ServiceName {
+    ServiceName::new("ns", "web")
+}
+
+fn outputs() -> (Outputs, Outlets, Receiver<Note>) {
+    let (outlets, notes) = outlets(Path::new("/nowhere"), true);
+    (Outputs::new(outlets.clone()), outlets, notes.unwrap())
+}
+
+/// A Service of type LoadBalancer with both policies Local, and an endpoint on node `node`.
+fn state(node: &str) -> ClusterState {
+    let mut service = Service::new(name());
+    service.kind = ServiceType::LoadBalancer;
+    service.cluster_ips = ClusterIps { v4: Some([10, 96, 0, 1].into()), v6: None };
+    (service.internal_policy, service.external_policy) = (TrafficPolicy::Local, TrafficPolicy::Local);
+    service.health_check_node_port = 32_000;
+    let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: 30_080 };
+    service.ports = [port].into();
+    let mut state = ClusterState::new("n1".into());
+    for event in [Event::Service(Change::Apply(service)), Event::Slice(Change::Apply(slice(node)))] {
+        state.apply(event, &mut BTreeSet::new());
+    }
+    state
+}
+
+fn slice(node: &str) -> Slice {
+    let mut slice = SliceBuilder::new(SliceName::new("ns", "web-1"), name(), Family::V4);
+    slice.ports([SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }]);
+    slice.endpoint(&EndpointFacts {
+        addr: [10, 0, 0, 1].into(),
+        conditions: Conditions::new(None, None, None),
+        node: Some(node.into()),
+        zone_hints: Vec::new(),
+        node_hints: Vec::new(),
+    });
+    slice.build()
+}
+
+/// The value of one line of the metrics.
+fn metric(outlets: &Outlets, line: &str) -> u64 {
+    let text = outlets.metrics.text().unwrap();
+    let value = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' ')).unwrap();
+    value.parse().unwrap()
+}
+
+fn succeed(outputs: &mut Outputs, state: &ClusterState) {
+    outputs.succeeded(state, &BTreeSet::new(), Instant::now(), false);
+}
+
+/// NE-6.
+#[test]
+fn ports_without_local_endpoints_are_counted_by_family_and_policy() {
+    let (mut outputs, ..) = outputs();
+    let mut after = |state: &ClusterState| {
+        outputs.compiled(&name(), &state.compile(&name()).ports);
+        outputs.totals
+    };
+    assert_eq!(after(&state("n2")), [[1, 1], [0, 0]]);
+    assert_eq!(after(&state("n2")), [[1, 1], [0, 0]], "once for each port");
+    assert_eq!(after(&state("n1")), [[0, 0], [0, 0]], "one is here");
+    after(&state("n2"));
+    assert_eq!(after(&ClusterState::new("n1".into())), [[0, 0], [0, 0]], "the Service is gone");
+    let mut none = state("n2");
+    none.apply(Event::Slice(Change::Delete(SliceName::new("ns", "web-1"))), &mut BTreeSet::new());
+    assert_eq!(after(&none), [[0, 0], [0, 0]], "there is none anywhere");
+}
+
+/// SY-2, SY-3, HZ-2, ES-17, HC-1: what was not written is not told, and waits.
+#[test]
+fn a_pass_that_fails_tells_nothing_and_the_next_one_everything() {
+    let (mut outputs, outlets, _notes) = outputs();
+    let state = state("n1");
+    let stamp = Stamp::now();
+    let mut slice = slice("n1");
+    // Later than the start of this process, by any clock.
+    slice.trigger = Trigger::at(stamp.time.as_microsecond() + 3_000_000);
+    let event = Event::Slice(Change::Apply(slice));
+    outlets.health.object_queued(&event, stamp.at);
+    outlets.metrics.queued(&event, unix_s(stamp.time));
+    outputs.took(&event, stamp);
+    let times = outputs.receipts().times(&event);
+    outputs.receipts().begin(times, stamp.time, [name()].iter());
+    outputs.planned(&[name()]);
+    outputs.failed(&anyhow::anyhow!("no memory"));
+
+    let late = stamp.at + crate::observe::health::TIMEOUT;
+    assert!(!outlets.health.judge(late).is_live());
+    assert!(!outlets.health.judge(late).is_ready);
+    assert_eq!(outputs.committed(|_| true), []);
+    assert!(outputs.health_ports.is_empty());
+    assert_eq!(metric(&outlets, "lbagent_changes_pending{object=\"endpointslice\"}"), 1);
+
+    succeed(&mut outputs, &state);
+    let judgement = outlets.health.judge(late);
+    assert!(judgement.is_live() && judgement.is_ready);
+    assert!(judgement.families.iter().all(|family| family.last_updated.is_some()));
+    assert_eq!(outputs.committed(|_| true).len(), 1);
+    assert_eq!(outputs.health_ports[&name()].ready, [Some(1), None]);
+    assert_eq!(metric(&outlets, "lbagent_changes_pending{object=\"endpointslice\"}"), 0);
+    let count = "lbagent_network_programming_duration_seconds_count{ip_family=\"IPv4\"}";
+    assert_eq!(metric(&outlets, count), 1);
+}
+
+/// HZ-2: nothing is queued while nothing can be written yet, and that is no update either.
+#[test]
+fn before_everything_is_listed_what_was_taken_is_done() {
+    let (mut outputs, outlets, _notes) = outputs();
+    let (stamp, event) = (Stamp::now(), Event::Slice(Change::Apply(slice("n1"))));
+    outlets.health.object_queued(&event, stamp.at);
+    outputs.took(&event, stamp);
+    outputs.idle();
+    let judgement = outlets.health.judge(stamp.at + crate::observe::health::TIMEOUT);
+    assert!(judgement.is_live() && !judgement.is_ready);
+    assert_eq!(judgement.last_updated(), None);
+}
+
+/// A pass without anything to do is no sync: ticks come every second.
+#[test]
+fn a_tick_alone_is_no_update() {
+    let (mut outputs, outlets, _notes) = outputs();
+    outputs.took_tick(Instant::now());
+    succeed(&mut outputs, &state("n1"));
+    assert_eq!(outlets.health.judge(Instant::now()).last_updated(), None);
+    assert_eq!(metric(&outlets, "lbagent_sync_duration_seconds_count{kind=\"partial\"}"), 0);
+    outputs.planned(&[name()]);
+    succeed(&mut outputs, &state("n1"));
+    assert_eq!(metric(&outlets, "lbagent_sync_duration_seconds_count{kind=\"partial\"}"), 1);
+    assert!(outlets.health.judge(Instant::now()).last_updated().is_some());
+}
+
+/// A port without room was not programmed, so there is nothing to certify.
+#[test]
+fn a_service_that_was_left_out_has_no_receipt_until_it_has_room() {
+    let (mut outputs, ..) = outputs();
+    let (state, service) = (state("n1"), name());
+    outputs.receipts().begin(super::super::receipts::Times::default(), Timestamp::now(), [name()].iter());
+    outputs.planned(&[name()]);
+    outputs.succeeded(&state, &BTreeSet::from([&service]), Instant::now(), false);
+    assert_eq!(outputs.committed(|_| true), []);
+    outputs.planned(&[name()]);
+    succeed(&mut outputs, &state);
+    assert_eq!(outputs.committed(|_| true).len(), 1);
+}
+
+/// LB-8, 2.23.
+#[test]
+fn what_cannot_be_programmed_is_a_warning_on_its_service_with_field_and_remedy() {
+    let (outputs, _outlets, mut notes) = outputs();
+    let fault = Fault::new("spec.externalIPs[1]", Reason::NotAnAddress("x".into()));
+    outputs.notice(&Notice::new(&name(), &fault));
+    let key = PortKey { service: name(), port: "http".into(), protocol: Protocol::Tcp, family: Family::V4 };
+    let at = L4Addr { addr: std::net::IpAddr::from([192, 0, 2, 1]).into(), port: 80 };
+    let owner = ServiceName::new("ns", "older");
+    let frontend = FrontendKey::new(at, Proto::TCP);
+    outputs.contested(&Contested { port: key.clone(), frontend, owner });
+    outputs.left_out([(&key, &NoRoom::Backends(3))].into_iter());
+    for (reason, parts) in [
+        ("FieldNotUsed", ["spec.externalIPs[1]", "is not an IP address", "write it like"]),
+        ("FrontendContested", ["192.0.2.1:80", "ns/older", "give one of the two"]),
+        ("MapFull", ["\"http\"", "lb_backends has no 3 free entries", "more memory"]),
+    ] {
+        let note = notes.try_recv().unwrap();
+        assert_eq!((note.reason, note.is_warning), (reason, true));
+        assert_eq!(note.subject, Subject::Service(name()));
+        assert!(parts.iter().all(|part| note.text.contains(part)), "{}", note.text);
+    }
+}

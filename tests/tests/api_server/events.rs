@@ -1,0 +1,126 @@
+//! What an operator finds by `kubectl describe`: Events of the agent on its Node and on Services (2.23).
+
+use k8s_openapi::api::events::v1::Event;
+use kube::api::{Api, ListParams};
+use lb_tests::control_plane::ControlPlane;
+use lb_tests::{needs_cluster, wait_for};
+use serde_json::json;
+
+use crate::access::{binding, rights, service_account};
+use crate::world::{SOON, World};
+
+/// Events of a Kubernetes namespace that an agent of node `node` has sent.
+fn events(control_plane: &ControlPlane, namespace: &str, node: &str) -> Vec<Event> {
+    let api: Api<Event> = Api::namespaced(control_plane.client(), namespace);
+    let list = control_plane.run(async move { api.list(&ListParams::default()).await }).unwrap();
+    let is_ours = |event: &Event| {
+        event.reporting_controller.as_deref() == Some("lb-agent")
+            && event.reporting_instance.as_deref() == Some(node)
+    };
+    list.items.into_iter().filter(is_ours).collect()
+}
+
+/// Waits for an Event of this reason about `name`, whose text has these parts.
+fn expect(world: &World<'_>, namespace: &str, name: &str, reason: &str, parts: &[&str]) -> Event {
+    let is_meant = |event: &Event| {
+        let text = event.note.as_deref().unwrap_or_default();
+        event.reason.as_deref() == Some(reason)
+            && event.regarding.as_ref().and_then(|object| object.name.as_deref()) == Some(name)
+            && parts.iter().all(|part| text.contains(part))
+    };
+    wait_for(&format!("{reason} about {name}"), SOON, || {
+        let found = events(world.control_plane, namespace, world.namespace.name());
+        found.iter().find(|event| is_meant(event)).cloned().ok_or_else(|| format!("{found:?}"))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}; log of the agent:\n{}", world.home.log()))
+}
+
+/// 2.23, HC-8, LB-8.
+#[test]
+fn what_cannot_be_programmed_is_an_event_on_its_service_and_a_start_one_on_the_node() {
+    needs_cluster!();
+    let mut world = World::new(ControlPlane::shared(), "events");
+    let namespace = world.namespace.name().to_owned();
+    let outside = "192.0.2.77";
+    let with = |world: &World<'_>, i: u8, change: &serde_json::Value| {
+        let mut service = world.service(i);
+        for (field, value) in change.as_object().unwrap() {
+            service["spec"][field] = value.clone();
+        }
+        world.namespace.apply(&service).unwrap();
+    };
+    // An address of a family that the Service does not have, one address of two Services, and a port that is taken.
+    let [v4, _] = world.ips(1);
+    let single = json!({
+        "clusterIPs": [v4], "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "externalIPs": ["2001:db8::7"],
+    });
+    with(&world, 1, &single);
+    with(&world, 2, &json!({"externalIPs": [outside]}));
+    // The older one is told by whole seconds.
+    std::thread::sleep(core::time::Duration::from_millis(1100));
+    with(&world, 3, &json!({"externalIPs": [outside]}));
+    let port = 32_201;
+    let _taken = world.bind(port);
+    with(
+        &world,
+        4,
+        &json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": port}),
+    );
+    world.start();
+
+    let started = expect(&world, "default", &namespace, "Starting", &["lb-agent"]);
+    assert_eq!(started.type_.as_deref(), Some("Normal"));
+    let field = expect(&world, &namespace, "service-1", "FieldNotUsed", &["2001:db8::7", "spec.ipFamilies"]);
+    assert_eq!(field.type_.as_deref(), Some("Warning"));
+    assert!(field.regarding.unwrap().uid.is_some_and(|uid| uid.len() > 30), "kubectl describe looks for it");
+    expect(&world, &namespace, "service-3", "FrontendContested", &[outside, "service-2"]);
+    expect(&world, &namespace, "service-4", "FailedToStartServiceHealthcheck", &["32201", "in use"]);
+    let about = |name: &str| {
+        let all = events(world.control_plane, &namespace, &namespace);
+        all.iter().filter(|event| event.regarding.as_ref().unwrap().name.as_deref() == Some(name)).count()
+    };
+    assert_eq!(about("service-2"), 0, "nothing is wrong with it");
+
+    // Said again by a change that leaves the fault, it is no second Event.
+    let mut again = single.clone();
+    again["ports"] = json!([{"protocol": "TCP", "port": 81, "targetPort": 8080}]);
+    with(&world, 1, &again);
+    with(&world, 5, &json!({"externalIPs": ["192.0.2.78"]}));
+    std::thread::sleep(core::time::Duration::from_millis(1100));
+    with(&world, 6, &json!({"externalIPs": ["192.0.2.78"]}));
+    // Notes are sent in their order.
+    expect(&world, &namespace, "service-6", "FrontendContested", &["192.0.2.78"]);
+    assert_eq!(about("service-1"), 1);
+}
+
+/// What the agent does does not depend on it.
+#[test]
+fn events_that_may_not_be_sent_are_said_once_with_the_missing_right() {
+    needs_cluster!();
+    let mut world = World::new(ControlPlane::shared(), "no-events");
+    let kubeconfig = service_account(&world, "agent");
+    let mut role = rights("lb-agent-no-events");
+    let rules = role["rules"].as_array_mut().unwrap();
+    rules.retain(|rule| rule["apiGroups"] != json!(["events.k8s.io"]));
+    world.control_plane.apply(&role).unwrap();
+    world.control_plane.apply(&binding(&role, world.namespace.name(), "agent")).unwrap();
+    for i in 1..=3 {
+        let mut service = world.service(i);
+        service["spec"]["externalIPs"] = json!(["192.0.2.90"]);
+        world.namespace.apply(&service).unwrap();
+    }
+    world.spawn(&kubeconfig, &[]);
+    world.wait_ready();
+    let line = world.wait_for_line(&["WARN", "Events are refused", "events.k8s.io", "create"]);
+    assert!(line.contains("403"), "{line}");
+    // Two Services lose the address, and the start is told too.
+    wait_for("three refused Events", SOON, || {
+        let log = world.home.log();
+        let refused = log.matches("an Event was refused").count() + log.matches("Events are refused").count();
+        if refused >= 3 { Ok(()) } else { Err(log) }
+    })
+    .unwrap();
+    assert_eq!(world.home.log().matches("Events are refused").count(), 1, "{}", world.home.log());
+    world.write(4, &[1]);
+    world.expect(4, &[1]);
+}
