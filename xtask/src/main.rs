@@ -5,6 +5,7 @@ mod cluster;
 mod command;
 mod demo;
 mod lint;
+mod rules;
 mod setup;
 mod test;
 mod verify;
@@ -45,10 +46,12 @@ enum Verb {
     /// Tests that attach programs or make namespaces run as root, through sudo if need be. What is left out is printed at the
     /// end as NOT RUN.
     Test(test::Test),
-    /// Checks formats, spelling, licences, clippy for host and BPF, rustdoc, security advisories
+    /// Checks formats, spelling, licences, clippy for host and BPF, rustdoc, the table of rules, security advisories
     ///
     /// The tools come from crates.io into the target folder, at pinned versions.
     Lint,
+    /// Writes tests/RULES.md: which test holds which rule of tests/rules.txt
+    Rules(rules::Rules),
     /// Loads every BPF program and compares its cost with lb-ebpf/verifier.txt
     ///
     /// First looks into the object for anything that kernel 5.10 lacks. Needs root.
@@ -80,6 +83,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Demo(demo) => demo.run(),
         Verb::Test(test) => test.run(),
         Verb::Lint => lint::verb(),
+        Verb::Rules(rules) => rules.run(),
         Verb::Verify(verify) => verify.run(),
         Verb::Bench(bench) => bench.run(),
     }
