@@ -7,6 +7,7 @@ mod demo;
 mod lint;
 mod rules;
 mod setup;
+mod soak;
 mod test;
 mod verify;
 mod vm;
@@ -56,6 +57,9 @@ enum Verb {
     ///
     /// First looks into the object for anything that kernel 5.10 lacks. Needs root.
     Verify(verify::Verify),
+    /// Compares for a long time; see `soak twin`
+    #[command(subcommand)]
+    Soak(soak::Soak),
     /// Measures; see `bench connect` and `bench fill`
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -85,6 +89,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Lint => lint::verb(),
         Verb::Rules(rules) => rules.run(),
         Verb::Verify(verify) => verify.run(),
+        Verb::Soak(soak) => soak.run(),
         Verb::Bench(bench) => bench.run(),
     }
 }
