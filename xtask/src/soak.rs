@@ -18,7 +18,7 @@ pub(crate) enum Soak {
 /// What goes to the program.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// --seeds N, --steps M, --seed S, --only SERVICE, --detect-local, --keep-going
+    /// --seeds N, --steps M, --seed FIRST, --only SERVICE, --detect-local, --keep-going
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
 }

@@ -8,19 +8,22 @@ use clap::Parser;
 use lb_tests::control_plane::ControlPlane;
 use lb_tests::twin::{DetectLocal, Laboratory, Seed};
 
-/// So many seeds meet every difference that is known; the rarest was met by one seed in six or so.
+/// Seeds unless somebody says otherwise.
+const SEEDS: u64 = 100;
+
+/// Fewer seeds need not meet every difference that is known.
 const ENOUGH: u64 = 50;
 
 /// Compares lb-agent with kube-proxy: two nodes of the same shape, one API server, random Services
 #[derive(Parser)]
 struct Arguments {
-    /// How many seeds, one after the other
-    #[arg(long, default_value_t = 100)]
-    seeds: u64,
+    /// How many seeds, one after the other; without it 100, or the one that --seed names
+    #[arg(long)]
+    seeds: Option<u64>,
     /// Changes of each seed
     #[arg(long, default_value_t = 10)]
     steps: u32,
-    /// The first seed; by itself it means this one alone
+    /// The first seed
     #[arg(long)]
     seed: Option<u64>,
     /// Only Service N, of 1 to 5: a failure that it shows alone has little around it
@@ -49,13 +52,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     let control_plane = ControlPlane::start()?;
     let namespace = control_plane.namespace("twin")?;
     let mut laboratory = Laboratory::start(&namespace, detect)?;
-    let seeds = match arguments.seed {
-        Some(seed) => seed..=seed,
-        None => 1..=arguments.seeds,
-    };
-    let meets_everything = arguments.seed.is_none() && arguments.only.is_none() && arguments.seeds >= ENOUGH;
+    let first = arguments.seed.unwrap_or(1);
+    let count = arguments.seeds.unwrap_or(if arguments.seed.is_some() { 1 } else { SEEDS });
     let mut failed = Vec::new();
-    for seed in seeds {
+    for seed in first..first.saturating_add(count) {
         let begin = Instant::now();
         let result = laboratory.run(Seed { seed, steps: arguments.steps, only: arguments.only });
         let looks = laboratory.looks();
@@ -72,5 +72,5 @@ fn run(arguments: &Arguments) -> Result<()> {
     if !failed.is_empty() {
         bail!("the nodes differ with the seeds {failed:?}");
     }
-    if meets_everything { laboratory.check_all_met() } else { Ok(()) }
+    if count >= ENOUGH && arguments.only.is_none() { laboratory.check_all_met() } else { Ok(()) }
 }
