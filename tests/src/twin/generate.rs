@@ -232,27 +232,20 @@ fn hint(endpoint: &mut Endpoint, random: &mut Random, style: Style) {
     };
 }
 
-/// Makes what two proxies may see differently the same: copies of one address in several slices agree, but for copies that
-/// terminate beside one that does not (ES-11 leaves it open which of several equals counts). Remembers the ports.
+/// Makes what two proxies may see differently the same: copies of one address in several slices agree among those that
+/// terminate and among those that do not (ES-11 says which of the two counts, and leaves open which of several equals).
+/// Remembers the ports.
 pub(super) fn settle(service: &mut Service) {
     for family in 0..2 {
-        for backend in 0..BACKENDS.len() {
-            let in_family = |slice: &&mut Slice| slice.family == family;
-            let mut copies: Vec<&mut Endpoint> = service
-                .slices
-                .iter_mut()
-                .filter(in_family)
+        for (backend, terminates) in
+            (0..BACKENDS.len()).flat_map(|backend| [(backend, false), (backend, true)])
+        {
+            let slices = service.slices.iter_mut().filter(|slice| slice.family == family);
+            let mut copies = slices
                 .flat_map(|slice| &mut slice.endpoints)
-                .filter(|endpoint| endpoint.backend == backend)
-                .collect();
-            let Some(first) = copies.first().map(|endpoint| (**endpoint).clone()) else { continue };
-            let counts = copies.iter().find(|endpoint| !endpoint.is_terminating());
-            let model = counts.map_or(first, |endpoint| (**endpoint).clone());
-            for copy in &mut copies {
-                if model.is_terminating() || !copy.is_terminating() {
-                    **copy = model.clone();
-                }
-            }
+                .filter(|endpoint| endpoint.backend == backend && endpoint.is_terminating() == terminates);
+            let Some(model) = copies.next().cloned() else { continue };
+            copies.for_each(|copy| *copy = model.clone());
         }
     }
     service.past_ports.extend(service.ports.iter().map(|port| port.number));
@@ -476,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_of_an_address_agree_unless_they_terminate_beside_one_that_does_not() {
+    fn copies_of_an_address_agree_where_nobody_says_which_counts() {
         for service in (0..200).flat_map(history) {
             for (family, backend) in (0..2).flat_map(|family| (0..BACKENDS.len()).map(move |it| (family, it)))
             {
@@ -484,7 +477,7 @@ mod tests {
                 let copies = slices.flat_map(|slice| &slice.endpoints).filter(|it| it.backend == backend);
                 let (leaving, staying): (Vec<_>, Vec<_>) = copies.partition(|it| it.is_terminating());
                 assert!(staying.windows(2).all(|pair| pair[0] == pair[1]));
-                assert!(!staying.is_empty() || leaving.windows(2).all(|pair| pair[0] == pair[1]));
+                assert!(leaving.windows(2).all(|pair| pair[0] == pair[1]));
             }
         }
     }
