@@ -31,6 +31,7 @@ pub mod privilege;
 pub mod probe;
 pub mod scenario;
 pub mod topology;
+pub mod twin;
 pub mod wait;
 
 pub use agent::{Agent, Home};

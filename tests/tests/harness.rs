@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 
-use lb_tests::probe::{FastOpen, Many, Receiver, Serve, Step, Tcp, Udp};
+use lb_tests::probe::{Attempt, FastOpen, Look, Many, Receiver, Serve, Step, Survey, Tcp, Udp};
 use lb_tests::{
     Bpffs, Cgroup, Netns, Place as _, Probe, Process, Topology, cgroup, needs, needs_root, wait_until,
 };
@@ -340,6 +340,30 @@ fn a_load_counts_answers_by_server_and_failures_by_step() {
     let tally = probe.run(&timed).unwrap();
     assert!((1..=10).contains(&tally.from("datagrams")), "{tally:?}");
     assert_eq!((tally.failures(), tally.peers.len()), (0, 1), "{tally:?}");
+}
+
+#[test]
+fn a_survey_sees_every_server_and_every_kind_of_failure() {
+    needs_root!();
+    let net = Topology::single().unwrap();
+    let probe = net.node(1).probe("probe").unwrap();
+    probe.serve(&Serve::tcp("one", at("127.0.0.1:7001"))).unwrap();
+    probe.serve(&Serve::udp("two", at("127.0.0.1:7001"))).unwrap();
+    let look = |attempt: Attempt, times| Look { attempt, times, failures: 1 };
+    let looks = vec![
+        look(Tcp::to(at("127.0.0.1:7001")).into(), 3),
+        look(Udp::to(at("127.0.0.1:7001")).mapped().into(), 2),
+        look(Udp::connected(at("127.0.0.1:7002")).into(), 5),
+        // Nobody is behind the default route.
+        look(Tcp::to(at("10.0.0.1:80")).nonblocking().timeout(SHORT).into(), 5),
+    ];
+    let seen = probe.survey(&Survey { looks, threads: 4 }).unwrap();
+    assert_eq!(seen[0].answered, [("one".to_owned(), 3)].into());
+    assert_eq!(seen[0].peers, [at("127.0.0.1:7001")].into());
+    assert_eq!(seen[1].answered, [("two".to_owned(), 2)].into());
+    assert_eq!(seen[1].sources["two"], ["127.0.0.1".parse().unwrap()].into());
+    assert_eq!(seen[2].failed, [("ECONNREFUSED".to_owned(), 1)].into());
+    assert_eq!(seen[3].failed, [("TIMEOUT".to_owned(), 1)].into());
 }
 
 #[test]

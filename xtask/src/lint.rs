@@ -7,6 +7,7 @@ use xtask::ebpf;
 
 use crate::{
     command,
+    rules::Rules,
     setup::{self, cargo_tool::CargoTool},
 };
 
@@ -38,6 +39,10 @@ pub(crate) fn verb() -> Result<()> {
             eprintln!("lint: {name}: {error:#}");
             failed.push(name);
         }
+    }
+    if let Err(error) = Rules::CHECK.run() {
+        eprintln!("lint: rules: {error:#}");
+        failed.push("rules");
     }
     let advisories = advisories();
     if let Err(error) = &advisories {

@@ -6,7 +6,9 @@ mod command;
 mod demo;
 mod lint;
 mod mutants;
+mod rules;
 mod setup;
+mod soak;
 mod test;
 mod verify;
 mod vm;
@@ -46,10 +48,12 @@ enum Verb {
     /// Tests that attach programs or make namespaces run as root, through sudo if need be. What is left out is printed at the
     /// end as NOT RUN.
     Test(test::Test),
-    /// Checks formats, spelling, licences, clippy for host and BPF, rustdoc, security advisories
+    /// Checks formats, spelling, licences, clippy for host and BPF, rustdoc, the table of rules, security advisories
     ///
     /// The tools come from crates.io into the target folder, at pinned versions.
     Lint,
+    /// Writes tests/RULES.md: which test holds which rule of tests/rules.txt
+    Rules(rules::Rules),
     /// Loads every BPF program and compares its cost with lb-ebpf/verifier.txt
     ///
     /// First looks into the object for anything that kernel 5.10 lacks. Needs root.
@@ -58,6 +62,9 @@ enum Verb {
     ///
     /// Fails unless what survives is what tests/survivors.txt lists, with a reason each.
     Mutants(mutants::Mutants),
+    /// Compares for a long time; see `soak twin`
+    #[command(subcommand)]
+    Soak(soak::Soak),
     /// Measures; see `bench connect` and `bench fill`
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -85,8 +92,10 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Demo(demo) => demo.run(),
         Verb::Test(test) => test.run(),
         Verb::Lint => lint::verb(),
+        Verb::Rules(rules) => rules.run(),
         Verb::Verify(verify) => verify.run(),
         Verb::Mutants(mutants) => mutants.run(),
+        Verb::Soak(soak) => soak.run(),
         Verb::Bench(bench) => bench.run(),
     }
 }

@@ -209,7 +209,9 @@ fn connect_without_blocking(socket: &Socket, to: &SockAddr, limit: Duration) -> 
             let timeout = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
             let ready = poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)], timeout)?;
             if ready == 0 {
-                return Err(error);
+                // A refusal by ICMP that comes while connect() still runs, as on one machine it does, is kept in the socket
+                // (`tcp_v4_err`). The kernel acts on it when it has sent again, after a second; SO_ERROR shows it now.
+                return Err(socket.take_error()?.unwrap_or(error));
             }
             socket.take_error()?.map_or(Ok(()), Err)?;
         }

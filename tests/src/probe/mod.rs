@@ -44,10 +44,11 @@ mod load;
 mod options;
 pub mod protocol;
 mod server;
+mod survey;
 pub mod worker;
 
-pub use options::{Attempt, FastOpen, Many, Protocol, Receiver, Serve, Tcp, Udp, Via};
-pub use protocol::{Answer, Failure, Handle, Opened, Reached, Received, Step, Tally};
+pub use options::{Attempt, FastOpen, Look, Many, Protocol, Receiver, Serve, Survey, Tcp, Udp, Via};
+pub use protocol::{Answer, Failure, Handle, Opened, Reached, Received, Seen, Step, Tally};
 
 use protocol::Request;
 
@@ -233,6 +234,11 @@ impl Probe {
     /// before.
     pub fn finish(&self, handle: Handle) -> Result<Tally, ProbeError> {
         self.ask(&Request::Finish { handle }, STEP)
+    }
+
+    /// Looks at many destinations at once; what was seen is in the order of the looks.
+    pub fn survey(&self, survey: &Survey) -> Result<Vec<Seen>, ProbeError> {
+        self.ask(&Request::Survey(survey.clone()), STEP)
     }
 
     /// Cookie of the probe's network namespace (`SO_NETNS_COOKIE`, Linux 5.14): the key by which programs

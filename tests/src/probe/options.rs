@@ -312,6 +312,33 @@ impl Many {
     }
 }
 
+/// One destination of a [`Survey`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[must_use]
+pub struct Look {
+    /// What is tried.
+    pub attempt: Attempt,
+    /// How often, each time with a new socket.
+    pub times: u32,
+    /// Failures after which there is no further attempt: a silent destination costs a timeout each.
+    pub failures: u32,
+}
+
+/// Many destinations at once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[must_use]
+pub struct Survey {
+    /// The destinations.
+    pub looks: Vec<Look>,
+    /// How many destinations are looked at at the same time, 1 to [`Survey::MAX_THREADS`].
+    pub threads: u32,
+}
+
+impl Survey {
+    /// Most threads of a survey: nearly all of them wait for silent destinations.
+    pub const MAX_THREADS: u32 = 256;
+}
+
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,13 +1,13 @@
 //! What a [`Probe`](crate::Probe) and its process say to each other: one JSON value per line, one answer per
 //! request, in order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::options::{Many, Serve, Tcp, Udp};
+use super::options::{Many, Serve, Survey, Tcp, Udp};
 
 /// Names a socket, server or load inside one probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -74,6 +74,8 @@ pub enum Request {
         /// Load.
         handle: Handle,
     },
+    /// Looks at many destinations: answered with as many [`Seen`].
+    Survey(Survey),
     /// The cookie of the network namespace: answered with a number.
     NetnsCookie,
 }
@@ -167,6 +169,19 @@ impl Tally {
     pub fn from(&self, server: &str) -> u64 {
         self.answered.get(server).copied().unwrap_or(0)
     }
+}
+
+/// What one destination of a survey came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Answers by name of the server.
+    pub answered: BTreeMap<String, u64>,
+    /// The clients' addresses that each server saw, IPv4 ones not mapped.
+    pub sources: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// What getpeername() showed, or for unconnected UDP the source of the answer; IPv4 ones not mapped.
+    pub peers: BTreeSet<SocketAddr>,
+    /// Failed attempts by errno ([`Failure::errno`]).
+    pub failed: BTreeMap<String, u64>,
 }
 
 /// Part of a socket's life in which something went wrong.

@@ -15,6 +15,7 @@ use super::load::{Load, attempt};
 use super::options::Attempt;
 use super::protocol::{Failure, Handle, Opened, Request, Step};
 use super::server::Server;
+use super::survey;
 
 sockopt_impl!(
     /// `SO_NETNS_COOKIE`, Linux 5.14.
@@ -99,6 +100,7 @@ impl Worker {
                 self.held.remove(&handle);
                 value(tally)
             }
+            Request::Survey(survey) => value(survey::run(&survey)?),
             Request::NetnsCookie => value(netns_cookie()?),
         }
     }

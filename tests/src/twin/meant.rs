@@ -1,0 +1,138 @@
+//! Where the nodes are meant to differ.
+//!
+//! An entry that a whole soak has not met is wrong or out of date, and fails it.
+
+use super::compare::{Aspect, Difference, Failure};
+use super::model::{NODE_IPS, backend};
+use super::nodes::{Client, DetectLocal};
+use super::targets::{How, Place};
+
+/// A difference that does not fail a seed.
+pub(super) struct Entry {
+    pub(super) rule: &'static str,
+    pub(super) reason: &'static str,
+    /// None: under both.
+    pub(super) detect: Option<DetectLocal>,
+    matches: fn(&Difference<'_>) -> bool,
+}
+
+impl Entry {
+    pub(super) fn is_met_by(&self, difference: &Difference<'_>) -> bool {
+        self.detect.is_none_or(|detect| detect == difference.detect) && (self.matches)(difference)
+    }
+}
+
+/// All of them.
+pub(super) const ENTRIES: &[Entry] = &[
+    Entry {
+        rule: "NP-4",
+        reason: "NodePorts at loopback addresses are served to sockets of the node; kube-proxy's nftables mode has none",
+        detect: None,
+        matches: |it| {
+            it.aspect == Aspect::Answer
+                && it.question.target.place == Place::LocalNodePort
+                && it.port.is_some()
+                && it.kube_proxy.backends.is_empty()
+        },
+    },
+    Entry {
+        rule: "NE-7",
+        reason: "sendto() of an unconnected socket is told at once; under kube-proxy only a socket that asks for errors hears of it",
+        detect: None,
+        matches: |it| {
+            it.aspect == Aspect::Answer
+                && it.question.target.how == How::Datagram
+                && it.kube_proxy.is_only(&Failure::Silent)
+                && it.agent.is_only(&Failure::Refused)
+        },
+    },
+    Entry {
+        rule: "MQ-2",
+        reason: "with a range of pods kube-proxy masquerades the node itself at cluster IPs; our node keeps its own address",
+        detect: Some(DetectLocal::ByRange),
+        matches: |it| {
+            it.aspect == Aspect::Source
+                && it.question.client == Client::Node
+                && it.question.target.place == Place::ClusterIp
+                && has_own_source(it)
+        },
+    },
+    Entry {
+        rule: "MQ-3",
+        reason: "a socket that is translated at connect() keeps its own address, which the rule allows; kube-proxy masquerades",
+        detect: None,
+        matches: |it| {
+            it.aspect == Aspect::Source
+                && is_external(it.question.target.place)
+                && !it.service.external_local
+                && has_own_source(it)
+        },
+    },
+    Entry {
+        rule: "MQ-4",
+        reason: "under Local the same holds for the node itself: kube-proxy masquerades to the address of the way out",
+        detect: None,
+        matches: |it| {
+            it.aspect == Aspect::Source
+                && it.question.client == Client::Node
+                && is_external(it.question.target.place)
+                && it.service.external_local
+                && has_own_source(it)
+        },
+    },
+    Entry {
+        rule: "MQ-6",
+        reason: "a pod that meets itself sees its own address, without a detour over the node",
+        detect: None,
+        matches: |it| {
+            it.aspect == Aspect::Source
+                && it.question.client == Client::Pod
+                && it.kube_proxy.sources.keys().any(|server| server.starts_with("a:"))
+                && has_own_source(it)
+        },
+    },
+    Entry {
+        rule: "MQ-8a",
+        reason: "without a range of pods kube-proxy takes pods for strangers to external addresses under Local; we know pods",
+        detect: Some(DetectLocal::Off),
+        matches: |it| {
+            it.aspect == Aspect::Answer
+                && it.question.client == Client::Pod
+                && is_external(it.question.target.place)
+                && it.service.external_local
+                && it.port.is_some()
+                && (it.kube_proxy.is_only(&Failure::Silent) || it.kube_proxy.is_served())
+                && it.agent.is_served()
+        },
+    },
+    Entry {
+        rule: "SR-3",
+        reason: "a load-balancer address with source ranges is left alone in pods until packets can be asked for their source",
+        detect: None,
+        matches: |it| it.question.client == Client::Pod && is_restricted(it),
+    },
+];
+
+/// NodePorts, external IPs and load-balancer addresses.
+fn is_external(place: Place) -> bool {
+    matches!(place, Place::NodePort | Place::ExternalIp | Place::Balanced)
+}
+
+/// The backends of our node see the client's own address.
+fn has_own_source(it: &Difference<'_>) -> bool {
+    let own = match it.question.client {
+        Client::Pod => backend(0),
+        Client::Node => NODE_IPS,
+    };
+    it.agent.sources.values().flatten().all(|ip| own.contains(ip))
+}
+
+/// At a load-balancer address with source ranges, where nothing happens.
+fn is_restricted(it: &Difference<'_>) -> bool {
+    let of_family = |range: &&str| range.contains(':') == it.question.target.at.is_ipv6();
+    it.aspect == Aspect::Answer
+        && it.question.target.place == Place::Balanced
+        && it.port.is_some()
+        && it.service.source_ranges.iter().any(of_family)
+        && it.agent.is_only(&Failure::Silent)
+}
