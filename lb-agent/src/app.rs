@@ -132,8 +132,11 @@ async fn supervise(args: &RunArgs, settings: Settings, pins: PinDir) -> anyhow::
     let server = Server::bind(&args.socket.socket)?;
     let (sender, messages) = channel(QUEUE);
     let node = Arc::clone(&settings.node);
-    let healer = Healer::start(args.pins.pin_dir.clone()).context("cannot start the healer's thread")?;
     let (outlets, notes) = observe::outlets(&args.pins.pin_dir, args.manifests.is_none());
+    let metrics = Arc::clone(&outlets.metrics);
+    let healed = move |freed, has_failed| metrics.healed(freed, has_failed);
+    let healer =
+        Healer::start(args.pins.pin_dir.clone(), healed).context("cannot start the healer's thread")?;
     observe::start(&args.observe, &outlets, &stop)?;
     let mailbox = Mailbox { messages, sender: sender.downgrade() };
     let owner = Owner::new(settings, pins, healer, outlets.clone(), mailbox);

@@ -96,17 +96,20 @@ impl Wanted {
 impl Healer {
     /// Starts the thread that waits for the processes.
     ///
+    /// `healed` is told after each run how many sockets were freed, and whether something stood in the way.
+    ///
     /// # Errors
     /// Those of the thread's creation.
-    pub fn start(pin_dir: PathBuf) -> io::Result<Self> {
-        Self::with(move |wanted| {
+    pub fn start(pin_dir: PathBuf, healed: impl Fn(usize, bool) + Send + 'static) -> io::Result<Self> {
+        let heal = move |wanted: &Wanted| {
             let mut command = Command::new(OWN_PROGRAM);
             command
                 .args(["heal-sockets", "--output", "json", "--pin-dir"])
                 .arg(&pin_dir)
                 .args(wanted.arguments());
             output_within(&mut command, LIMIT)
-        })
+        };
+        Self::with(heal, healed)
     }
 
     /// Asks for healing once the maps are programmed and the programs attached: an agent that stopped between a write and
@@ -116,11 +119,16 @@ impl Healer {
         self.heal([]);
     }
 
-    fn with(heal: impl FnMut(&Wanted) -> io::Result<Output> + Send + 'static) -> io::Result<Self> {
+    fn with(
+        heal: impl FnMut(&Wanted) -> io::Result<Output> + Send + 'static,
+        healed: impl Fn(usize, bool) + Send + 'static,
+    ) -> io::Result<Self> {
         let (asked, requests) = sync_channel(1);
         let wanted = Arc::new(Mutex::new(Wanted::NOTHING));
         let known = Arc::clone(&wanted);
-        thread::Builder::new().name("healer".into()).spawn(move || serve(&requests, &known, heal))?;
+        thread::Builder::new()
+            .name("healer".into())
+            .spawn(move || serve(&requests, &known, (heal, healed)))?;
         Ok(Self { asked, wanted })
     }
 
@@ -140,7 +148,7 @@ impl Healer {
 fn serve(
     requests: &Receiver<()>,
     wanted: &Mutex<Wanted>,
-    mut heal: impl FnMut(&Wanted) -> io::Result<Output>,
+    (mut heal, healed): (impl FnMut(&Wanted) -> io::Result<Output>, impl Fn(usize, bool)),
 ) {
     let mut told = Told::default();
     while requests.recv().is_ok() {
@@ -150,10 +158,19 @@ fn serve(
         if let Ok(output) = &result {
             debug!(result = %one_line(&output.stdout), "looked for UDP sockets that lead nowhere");
         }
-        if let Some(reason) = told.news(problem(&result)) {
+        let problem = problem(&result);
+        healed(freed(&result), problem.is_some());
+        if let Some(reason) = told.news(problem) {
             warn!(%reason, "connected UDP sockets that lead nowhere may stay so until they connect anew");
         }
     }
+}
+
+/// How many sockets a run has freed.
+fn freed(result: &io::Result<Output>) -> usize {
+    let healed =
+        result.as_ref().ok().and_then(|output| serde_json::from_slice::<Healed>(&output.stdout).ok());
+    healed.map_or(0, |healed| healed.freed)
 }
 
 /// What kept a run from doing what it is for.
@@ -239,11 +256,14 @@ mod tests {
     fn requests_during_a_run_are_one_more_run_and_none_is_lost() {
         let (began, begins) = channel();
         let (end, ends) = channel::<()>();
-        let healer = Healer::with(move |_| {
-            began.send(()).unwrap();
-            ends.recv().unwrap();
-            Ok(Output { status: ExitStatus::from_raw(0), stdout: vec![], stderr: vec![] })
-        })
+        let healer = Healer::with(
+            move |_| {
+                began.send(()).unwrap();
+                ends.recv().unwrap();
+                Ok(Output { status: ExitStatus::from_raw(0), stdout: vec![], stderr: vec![] })
+            },
+            |_, _| {},
+        )
         .unwrap();
         healer.heal([]);
         begins.recv().unwrap();
@@ -262,11 +282,16 @@ mod tests {
     fn every_address_is_looked_for_once() {
         let (seen, runs) = channel();
         let (end, ends) = channel::<()>();
-        let healer = Healer::with(move |wanted| {
-            seen.send(wanted.arguments()).unwrap();
-            ends.recv().unwrap();
-            Ok(Output { status: ExitStatus::from_raw(0), stdout: vec![], stderr: vec![] })
-        })
+        let (counted, counts) = channel();
+        let healer = Healer::with(
+            move |wanted| {
+                seen.send(wanted.arguments()).unwrap();
+                ends.recv().unwrap();
+                let stdout = serde_json::to_vec(&Healed { freed: 2, ..Healed::default() }).unwrap();
+                Ok(Output { status: ExitStatus::from_raw(0), stdout, stderr: vec![] })
+            },
+            move |freed, has_failed| counted.send((freed, has_failed)).unwrap(),
+        )
         .unwrap();
         let at = |last: u16| SocketAddr::from(([10, 1, 0, 1], last));
         healer.heal([at(1)]);
@@ -282,6 +307,8 @@ mod tests {
         end.send(()).unwrap();
         assert_eq!(runs.recv().unwrap(), [""; 0], "all");
         end.send(()).unwrap();
+        let counted: Vec<_> = counts.iter().take(4).collect();
+        assert_eq!(counted, [(2, false); 4], "and what each run frees is counted (CT-7)");
     }
 
     fn output(status: i32, stdout: &str, stderr: &str) -> Output {
@@ -289,6 +316,7 @@ mod tests {
         Output { status, stdout: stdout.into(), stderr: stderr.into() }
     }
 
+    /// CT-7: failures are told and end nothing.
     #[test]
     fn a_run_that_could_not_do_all_is_a_problem_whatever_its_status() {
         let partial = Healed {
@@ -362,13 +390,16 @@ mod tests {
     fn healing_goes_on_after_a_run_that_hung() {
         let (ended, ends) = channel();
         let mut scripts = [format!("exec sleep {FOR_EVER}"), "true".to_owned()].into_iter();
-        let healer = Healer::with(move |_| {
-            let output = output_within(&mut shell(&scripts.next().unwrap()), Duration::from_secs(2));
-            ended
-                .send(output.as_ref().map_err(io::Error::kind).map(|output| output.status.success()))
-                .unwrap();
-            output
-        })
+        let healer = Healer::with(
+            move |_| {
+                let output = output_within(&mut shell(&scripts.next().unwrap()), Duration::from_secs(2));
+                ended
+                    .send(output.as_ref().map_err(io::Error::kind).map(|output| output.status.success()))
+                    .unwrap();
+                output
+            },
+            |_, _| {},
+        )
         .unwrap();
         healer.heal_after_start();
         assert_eq!(ends.recv().unwrap(), Err(io::ErrorKind::TimedOut));

@@ -268,6 +268,37 @@ fn nothing_listens_on_a_node_port() {
     assert!(!listening().contains(&format!(":{NODE_PORT} ")));
 }
 
+/// LB-6, LB-7: external and load-balancer addresses are served without being anybody's: no interface gets them, nothing answers for
+/// them, no route leads to them.
+#[test]
+fn addresses_of_services_are_not_put_on_the_node() {
+    needs_root!();
+    let mut world = World::new("node-addresses");
+    let mut low = service("low", &["10.0.1.102"], &[("http", "TCP", 80)]);
+    low["spec"]["type"] = json!("LoadBalancer");
+    low["spec"]["externalIPs"] = json!(["198.51.100.7"]);
+    low["status"] = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}});
+    home_low(&world, &low);
+    let look = |world: &World| {
+        ["address", "neighbour show proxy", "route show table all"].map(|what| {
+            let words = ["-o"].into_iter().chain(what.split(' '));
+            let output = world.node().command("ip").args(words).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        })
+    };
+    let before = look(&world);
+    world.start(&[]);
+    for addr in ["198.51.100.7:80", "203.0.113.9:80", "10.0.1.102:80"] {
+        world.until_tcp(addr, "web-1");
+    }
+    let after = look(&world);
+    for addr in ["198.51.100.7", "203.0.113.9", "10.0.1.102"] {
+        assert!(after.iter().all(|text| !text.contains(addr)), "{addr}: {after:?}");
+    }
+    assert_eq!(before[1..], after[1..]);
+}
+
 /// Service `low` shares the backend of `web`.
 fn home_low(world: &World, low: &Value) {
     let backend = slice("low-1", "low", ("http", "TCP", 8080), &[[10, 1, 2, 10].into()]);

@@ -172,6 +172,44 @@ fn the_policy_of_each_kind_of_frontend(#[case] flags: &str, #[case] internal: bo
     assert_eq!((policies.internal_local, policies.external_local), (internal, external));
 }
 
+/// SP-5, SP-6: a set that no frontend uses is not computed; NodePorts and the like make use of the cluster set whatever their policy
+/// is, because clients on this node use it.
+#[rstest]
+#[case::plain("iC", true, false)]
+#[case::internal_local("iL", false, true)]
+#[case::internal_local_and_reachable_from_outside("iL nC", true, true)]
+#[case::external_local("iC nL", true, true)]
+#[case::both_local("iL nL", true, true)]
+#[case::external_local_of_a_load_balancer("iC lL", true, true)]
+fn a_set_is_there_if_some_client_uses_it(#[case] flags: &str, #[case] cluster: bool, #[case] local: bool) {
+    let given = slice("s", &[slice_port("", Protocol::Tcp, 8080)], &endpoints("RL Rr"));
+    let compiled = compile(&with_policies(flags), [&given].into_iter(), &node("a"));
+    let port = &compiled.ports[0];
+    assert_eq!((!port.cluster.is_empty(), !port.local.is_empty()), (cluster, local));
+}
+
+/// ES-15: more than the API allows, and all of it counts: 2,000 endpoints, 100 ports, eight hints of each kind.
+#[test]
+fn the_largest_slice_is_served_whole() {
+    let ports: Vec<ServicePort> = (0..100).map(|n| port(&format!("p{n}"), Protocol::Tcp, 1000 + n)).collect();
+    let slice_ports: Vec<SlicePort> =
+        (0..100).map(|n| slice_port(&format!("p{n}"), Protocol::Tcp, 8000 + n)).collect();
+    let hints = |name: &str| (0..8).map(|n| format!("{name}-{n}").as_str().into()).collect::<Vec<_>>();
+    let given: Vec<EndpointFacts> = (0..2000_u32)
+        .map(|n| EndpointFacts {
+            addr: std::net::Ipv4Addr::from_bits(0x0a00_0000 | n).into(),
+            zone_hints: hints("zone"),
+            node_hints: hints("node"),
+            ..ready("10.0.0.1")
+        })
+        .collect();
+    let service = Service { ports: ports.into(), ..service() };
+    let compiled = compile(&service, [&slice("s", &slice_ports, &given)].into_iter(), &node("zone-7"));
+    assert_eq!(compiled.ports.len(), 100);
+    assert!(compiled.ports.iter().all(|port| port.cluster.len() == 2000));
+    assert_eq!(compiled.notices, []);
+}
+
 /// SP-3: the field counts by type, and for a cluster IP by its external IPs.
 #[test]
 fn external_policy_of_a_plain_cluster_ip_does_not_count() {

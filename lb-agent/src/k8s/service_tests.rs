@@ -83,3 +83,41 @@ fn a_load_balancer_may_do_without_node_ports() {
     let status = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}});
     assert_eq!(frontends(&spec, &status), ["10.96.0.1:80", "203.0.113.7:80"]);
 }
+
+/// SP-10, SP-11: what a proxy does not read changes nothing.
+#[test]
+fn fields_that_a_proxy_does_not_read_change_nothing() {
+    let plain = json!({"clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
+    let mut full = plain.clone();
+    for (field, value) in [
+        ("loadBalancerClass", json!("example.org/lb")),
+        ("loadBalancerIP", json!("203.0.113.9")),
+        ("externalName", json!("example.org")),
+        ("allocateLoadBalancerNodePorts", json!(false)),
+        ("publishNotReadyAddresses", json!(true)),
+        ("trafficDistribution", json!("PreferSameNode")),
+        ("selector", json!({"app": "web"})),
+        ("ipFamilyPolicy", json!("RequireDualStack")),
+    ] {
+        full[field] = value;
+    }
+    full["ports"][0]["appProtocol"] = json!("kubernetes.io/h2c");
+    full["ports"][0]["targetPort"] = json!("http");
+    assert_eq!(read(&full, &json!({})), read(&plain, &json!({})));
+}
+
+/// LB-1, LB-2: mode Proxy, a host name alone and another mode leave the address to the real load balancer, which is no fault.
+#[rstest]
+#[case::vip(json!({"ip": "203.0.113.7", "ipMode": "VIP"}), true)]
+#[case::no_mode(json!({"ip": "203.0.113.7"}), true)]
+#[case::proxy(json!({"ip": "203.0.113.7", "ipMode": "Proxy"}), false)]
+#[case::a_mode_of_the_future(json!({"ip": "203.0.113.7", "ipMode": "Tunnel"}), false)]
+#[case::a_name(json!({"hostname": "lb.example.org"}), false)]
+#[case::an_empty_address(json!({"ip": "", "hostname": "lb.example.org"}), false)]
+fn an_address_of_a_load_balancer_is_served_in_mode_vip(#[case] entry: Value, #[case] is_served: bool) {
+    let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{"port": 80}]});
+    let status = json!({"loadBalancer": {"ingress": [entry]}});
+    let all = frontends(&spec, &status);
+    assert_eq!(all.contains(&"203.0.113.7:80".to_owned()), is_served, "{all:?}");
+    assert_eq!(*read(&spec, &status).faults, []);
+}

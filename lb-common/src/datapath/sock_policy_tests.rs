@@ -103,6 +103,26 @@ fn a_socket_that_nobody_answers_forgets_what_it_was() {
     assert_eq!(super::sock::peer(&socket, at("10.1.0.1:8080")), None);
 }
 
+/// NE-5: who may not use an address is not told that nobody serves there.
+#[test]
+fn source_ranges_come_before_refusal() {
+    let mut world = world();
+    let service = world.services.get_mut(&ServiceId { index: 1 }).unwrap();
+    service.cluster = Run::EMPTY;
+    for (flags, pod, host) in [
+        (ServiceFlags::default(), "refuse", "refuse"),
+        (ServiceFlags::RESTRICTED, "pass", "pass"),
+        (ServiceFlags::RESTRICTED.with(ServiceFlags::HOST_ALLOWED), "pass", "refuse"),
+    ] {
+        world.services.get_mut(&ServiceId { index: 1 }).unwrap().flags = flags;
+        let addr = "198.51.100.1:80";
+        assert_eq!(
+            [ask(&world, "pod", Proto::TCP, addr), ask(&world, "host", Proto::TCP, addr)],
+            [pod, host]
+        );
+    }
+}
+
 /// What a connected UDP socket sends passes no hook, so it is remembered for whoever may free it later.
 #[test]
 fn a_connected_udp_socket_that_nobody_answers_remembers_where_it_wanted() {

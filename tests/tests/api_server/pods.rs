@@ -6,7 +6,8 @@ use serde_json::json;
 
 use crate::world::{World, pod};
 
-/// A Pod serves from the moment it is ready until it is not, is terminating, or is gone.
+/// A Pod serves from the moment it is ready until it is not, is terminating, or is gone. TE-6: of a node that is lost nobody asks
+/// anything: its Pods become unready in the API.
 #[test]
 fn ready_pods_serve_and_others_do_not() {
     needs_cluster!();

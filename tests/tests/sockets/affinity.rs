@@ -75,7 +75,7 @@ fn a_client_meets_one_backend_at_all_addresses_of_a_port() {
     }
 }
 
-/// SA-13: each pod is a client of its own, and so is the host. SA-10: without affinity nobody is.
+/// SA-13: each pod is a client of its own, and so is the host, whatever address anybody sees of it later (SA-8). SA-10: without affinity nobody is.
 #[test]
 fn pods_are_clients_of_their_own() {
     needs_root!();

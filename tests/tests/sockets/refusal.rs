@@ -44,6 +44,7 @@ fn hooks_can_refuse() -> bool {
     is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval).unwrap_or(false)
 }
 
+/// NE-1, NE-4: for pods and for the host.
 #[test]
 fn a_service_without_endpoints_refuses_by_hook() {
     needs_root!();
@@ -51,6 +52,7 @@ fn a_service_without_endpoints_refuses_by_hook() {
     refuses(By::Hook);
 }
 
+/// NE-1, NE-4, NE-7.
 #[test]
 fn a_service_without_endpoints_refuses_by_address() {
     needs_root!();

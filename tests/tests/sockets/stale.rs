@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lb_tests::probe::{Handle, Serve, Udp};
+use lb_tests::probe::{Handle, Serve, Tcp, Udp};
 use lb_tests::{Agent, Probe, needs_root, wait_for, wait_until};
 use serde_json::{Value, json};
 
@@ -70,8 +70,7 @@ fn a_connected_socket_is_freed_when_its_backend_is_gone() {
         park.start(&[]);
         let probe = if client == "pod" { &park.pod } else { &park.host };
         let socket = probe.open_udp(&Udp::connected(dns(1))).unwrap().handle;
-        let stream =
-            probe.open_tcp(&lb_tests::probe::Tcp::to(SocketAddr::new(cluster_ips(1)[0], 80))).unwrap().handle;
+        let stream = probe.open_tcp(&Tcp::to(SocketAddr::new(cluster_ips(1)[0], 80))).unwrap().handle;
         assert_eq!(says(probe, socket, "hello"), "backend-1");
         park.program(1, &[2]);
         assert_eq!(connects_again(probe, socket, dns(1)), "backend-2", "{client}");
@@ -83,7 +82,7 @@ fn a_connected_socket_is_freed_when_its_backend_is_gone() {
     }
 }
 
-/// CT-9: never one that somebody else has, never one that is fine.
+/// CT-3, CT-9: never one that our hooks have not sent there, never one that is fine.
 #[test]
 fn other_sockets_are_left_alone() {
     needs_root!();
@@ -169,6 +168,68 @@ fn the_next_owner_of_an_address_gets_nothing_that_was_not_meant_for_it() {
     both.extend(objects_at(3, &shared));
     park.home.apply("service-1", &both).unwrap();
     assert_eq!(connects_again(&park.pod, socket, dns(1)), "backend-2");
+}
+
+/// TE-4, NE-3: a connection lives on when its endpoint terminates, leaves, or its Service goes; new ones are told.
+#[test]
+fn established_connections_are_never_cut() {
+    needs_root!();
+    let mut park = Park::new("established");
+    park.serve(1);
+    park.program(1, &[1]);
+    park.start(&[]);
+    let to = SocketAddr::new(cluster_ips(1)[0], 80);
+    let stream = park.pod.open_tcp(&Tcp::to(to)).unwrap().handle;
+    let new = || {
+        park.pod
+            .tcp(&Tcp::to(to).timeout(SHORT))
+            .map_or_else(|error| error.errno().to_owned(), |it| it.server().to_owned())
+    };
+    let becomes = |wanted: &str| {
+        wait_for("new connections", SOON, || match new() {
+            seen if seen == wanted => Ok(()),
+            seen => Err(seen),
+        })
+        .unwrap();
+        assert_eq!(says(&park.pod, stream, wanted), "backend-1");
+    };
+    let mut terminating = objects(1, &[1]);
+    terminate(&mut terminating, 1);
+    park.home.apply("service-1", &terminating).unwrap();
+    becomes("backend-1");
+    park.program(1, &[]);
+    becomes("ECONNREFUSED");
+    park.home.remove("service-1").unwrap();
+    becomes("TIMEOUT");
+}
+
+/// CT-8: upstream's client sends from one source port, each time by a socket of its own, while one pod follows the other.
+#[test]
+fn a_client_that_sends_from_one_port_reaches_the_next_pod() {
+    needs_root!();
+    let mut park = Park::new("one-port");
+    park.serve(1);
+    park.serve(2);
+    park.program(1, &[]);
+    park.start(&[]);
+    let from = SocketAddr::new(park.client.ipv4.into(), 12345);
+    let reaches = |wanted: &str| {
+        wait_for(&format!("{wanted} to be reached"), SOON, || {
+            let each = [Udp::to(dns(1)), Udp::connected(dns(1))].map(|udp| {
+                let reached = park.pod.udp(&udp.bind(from).timeout(SHORT));
+                reached.map_or_else(|error| error.errno().to_owned(), |it| it.server().to_owned())
+            });
+            if each.iter().all(|seen| seen == wanted) { Ok(()) } else { Err(format!("{each:?}")) }
+        })
+        .unwrap();
+    };
+    reaches("ECONNREFUSED");
+    for (backends, wanted) in
+        [(&[1_u8][..], "backend-1"), (&[], "ECONNREFUSED"), (&[2], "backend-2"), (&[1], "backend-1")]
+    {
+        park.program(1, backends);
+        reaches(wanted);
+    }
 }
 
 /// CT-10: a client that was refused, or met nobody, does not have to start again.

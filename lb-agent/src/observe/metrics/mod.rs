@@ -107,6 +107,8 @@ pub struct Metrics {
     probes: [Labelled<Labels<1>, Counter>; 3],
     health_servers: Labelled<Labels<1>, Gauge>,
     events: Labelled<Labels<1>, Counter>,
+    udp_sockets_freed: Counter,
+    healing_failures: Counter,
     map_entries: Labelled<Labels<1>, Gauge>,
     map_capacity: Labelled<Labels<1>, Gauge>,
     map_errors: Labelled<[(&'static str, String); 2], Counter>,
@@ -163,6 +165,8 @@ impl Metrics {
             probes: [Labelled::default(), Labelled::default(), Labelled::default()],
             health_servers: Labelled::default(),
             events: Labelled::default(),
+            udp_sockets_freed: Counter::default(),
+            healing_failures: Counter::default(),
             map_entries: Labelled::default(),
             map_capacity: Labelled::default(),
             map_errors: Labelled::default(),
@@ -286,6 +290,16 @@ impl Metrics {
         to.add("livez", "Answers on /livez, by HTTP code", livez);
         to.add("readyz", "Answers on /readyz, by HTTP code", readyz);
         to.add(
+            "udp_sockets_freed",
+            "Connected UDP sockets that led nowhere and were freed",
+            &self.udp_sockets_freed,
+        );
+        to.add(
+            "healing_failures",
+            "Looks for such sockets that failed or could not see all of them",
+            &self.healing_failures,
+        );
+        to.add(
             "health_check_servers",
             "Sockets of health check node ports, by state: listening, or failed and tried again",
             &self.health_servers,
@@ -343,6 +357,12 @@ impl Metrics {
     /// The maps follow a slice `took_s` seconds after the change that made it (ES-17).
     pub fn programmed(&self, family: Family, took_s: f64) {
         self.programming_duration.get_or_create(&[ip_family(family)]).observe(took_s);
+    }
+
+    /// A look for UDP sockets that lead nowhere has freed so many (CT-7).
+    pub fn healed(&self, freed: usize, has_failed: bool) {
+        self.udp_sockets_freed.inc_by(freed as u64);
+        self.healing_failures.inc_by(u64::from(has_failed));
     }
 
     /// What there is.

@@ -174,3 +174,26 @@ fn a_failed_pass_is_followed_by_one_that_says_what_it_has_opened() {
         assert!(!applied(&mut reconciler, &[SERVED]), "it is said once");
     }
 }
+
+/// CT-1, CT-2, CT-6: addresses that a UDP port had and has no more are told once, when nobody can be sent there any more; TCP has
+/// nothing to clean.
+#[test]
+fn addresses_of_udp_backends_that_are_gone_are_told_when_they_are_free() {
+    let maps = MemMaps::new(ROOMY);
+    let mut reconciler = start(&maps);
+    let gone = |reconciler: &mut Reconciler| {
+        reconciler.settle().unwrap();
+        let mut gone: Vec<String> = reconciler.take_gone().iter().map(ToString::to_string).collect();
+        gone.sort();
+        gone
+    };
+    let tcp = Port { name: "web", frontends: &["10.0.0.3:53"], ..SERVED }.tcp();
+    applied(&mut reconciler, &[SERVED, tcp]);
+    assert_eq!(gone(&mut reconciler), [""; 0]);
+    applied(&mut reconciler, &[Port { cluster: 1, ..SERVED }, Port { cluster: 1, ..tcp }]);
+    assert_eq!(gone(&mut reconciler), ["10.1.0.1:5353"]);
+    assert_eq!(gone(&mut reconciler), [""; 0], "once");
+    let removed = [SERVED, tcp].map(|port| Desired { ports: Vec::new(), ..port.desired() });
+    reconciler.apply(&removed).unwrap();
+    assert_eq!(gone(&mut reconciler), ["10.1.0.0:5353"]);
+}
