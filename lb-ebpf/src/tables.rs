@@ -112,8 +112,10 @@ impl Tables for BpfTables {
     #[inline(always)]
     fn touch_affinity(&self, key: &AffinityKey, now_ms: u64) {
         if let Some(value) = maps::AFFINITY.get_ptr_mut(key) {
-            // SAFETY: the pointer is a live map value; what a write to another key's element does, `Affinity` says.
-            unsafe { (&raw mut (*value).seen_ms).write_volatile(now_ms) };
+            // SAFETY: the pointer is a live map value.
+            let seen_ms = unsafe { &raw mut (*value).seen_ms };
+            // SAFETY: as above; what a write to another key's element does, `Affinity` says.
+            unsafe { seen_ms.write_volatile(now_ms) };
         }
     }
 
