@@ -157,7 +157,7 @@ pub struct SelectArgs {
 /// When something is written.
 #[derive(Clone, Debug, Args)]
 pub struct SyncArgs {
-    /// Longest pause before a failed write is tried again; /healthz fails when a change has waited for twice as long.
+    /// Longest pause before a failed write is tried again; /healthz fails when a change has waited for twice as long, 10 s at least.
     #[arg(long, env = "LB_RESYNC_INTERVAL", default_value = "30s", value_name = "DURATION")]
     pub resync_interval: GoDuration,
     /// Shortest time between two passes over what has changed. A change that comes alone is written at once.

@@ -21,8 +21,11 @@ use jiff::Timestamp;
 
 use crate::model::{Change, Event, Family};
 
-/// What is queued for so long makes its family unhealthy: twice kube-proxy's sync period of 30 s (HZ-2).
+/// What is queued for so long makes its family unhealthy, unless another sync interval is configured: twice kube-proxy's of
+/// 30 s (HZ-2).
 pub const TIMEOUT: Duration = Duration::from_mins(1);
+/// Ticks come each second, and queues know seconds: less would tell of nothing but a busy machine.
+const SHORTEST: Duration = Duration::from_secs(10);
 
 /// Messages sent within such a time are one entry of a queue: as old as the first of them until the last is done.
 const GRAIN: Duration = Duration::from_secs(1);
@@ -30,8 +33,18 @@ const GRAIN: Duration = Duration::from_secs(1);
 const MOST: usize = 256;
 
 /// What the agent is told, and what it has done of it. Shared by those who tell, the owner, and those who are asked.
-#[derive(Debug, Default)]
-pub struct Health(Mutex<State>);
+#[derive(Debug)]
+pub struct Health {
+    state: Mutex<State>,
+    /// See [`TIMEOUT`].
+    patience: Duration,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { state: Mutex::default(), patience: TIMEOUT }
+    }
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -80,7 +93,7 @@ pub struct Settled {
 pub struct FamilyHealth {
     /// When the maps were last brought up to date; never, if not yet.
     pub last_updated: Option<Timestamp>,
-    /// Nothing waits for [`TIMEOUT`] or longer.
+    /// Nothing waits for longer than it may.
     pub is_healthy: bool,
 }
 
@@ -123,12 +136,17 @@ impl Queue {
         }
     }
 
-    fn is_late(&self, now: Instant) -> bool {
-        self.0.front().is_some_and(|(first, _)| now.saturating_duration_since(*first) >= TIMEOUT)
+    fn is_late(&self, now: Instant, patience: Duration) -> bool {
+        self.0.front().is_some_and(|(first, _)| now.saturating_duration_since(*first) >= patience)
     }
 }
 
 impl Health {
+    /// One that waits twice as long as `resync`, [`SHORTEST`] at least.
+    pub fn new(resync: Duration) -> Self {
+        Self { patience: resync.saturating_mul(2).max(SHORTEST), ..Self::default() }
+    }
+
     /// An object is about to be sent to the owner, at `at`.
     pub fn object_queued(&self, event: &Event, at: Instant) {
         let mut state = self.state();
@@ -173,13 +191,13 @@ impl Health {
     /// The answer at `now`.
     pub fn judge(&self, now: Instant) -> Judgement {
         let state = self.state();
-        let is_owner_late = state.ticks.is_late(now);
+        let is_owner_late = state.ticks.is_late(now, self.patience);
         Judgement {
             families: [0, 1].map(|at| {
                 let FamilyState { last_updated, queue } = &state.families[at];
                 FamilyHealth {
                     last_updated: *last_updated,
-                    is_healthy: !is_owner_late && !queue.is_late(now),
+                    is_healthy: !is_owner_late && !queue.is_late(now, self.patience),
                 }
             }),
             is_node_eligible: state.node != NodeState::Leaving,
@@ -188,7 +206,7 @@ impl Health {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -302,6 +320,17 @@ mod tests {
             let judgement = health.judge(Instant::now());
             assert_eq!(judgement.is_node_eligible, is_eligible, "{node:?}");
             assert!(judgement.is_live(), "HZ-7: draining is no reason to be restarted");
+        }
+    }
+
+    /// HZ-2.
+    #[test]
+    fn the_sync_interval_says_how_long_something_may_wait() {
+        for (resync_s, patience_s) in [(30, 60), (45, 90), (5, 10), (1, 10), (0, 10)] {
+            let (health, begin) = (Health::new(Duration::from_secs(resync_s)), Instant::now());
+            health.object_queued(&service(), begin);
+            let after = |seconds| health.judge(begin + Duration::from_secs(seconds)).is_live();
+            assert!(after(patience_s - 1) && !after(patience_s), "{resync_s}");
         }
     }
 }

@@ -32,7 +32,7 @@ fn name() -> ServiceName {
 }
 
 fn outputs() -> (Outputs, Outlets, Receiver<Note>) {
-    let (outlets, notes) = outlets(Path::new("/nowhere"), true);
+    let (outlets, notes) = outlets(Path::new("/nowhere"), true, crate::owner::Duration::from_secs(30));
     (Outputs::new(outlets.clone()), outlets, notes.unwrap())
 }
 
