@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_agent::compile::{FrontendKind, Policies, PortEntries, PortKey, Target};
+use lb_agent::compile::{FrontendKind, Policies, PortEntries, Target};
 use lb_agent::model::Protocol;
 use lb_agent::reconcile::Desired;
 use lb_common::abi::{self, Backend, FrontendKey, L4Addr, Proto, ServiceFlags};
@@ -18,24 +18,26 @@ pub fn meaning(desired: &[Desired]) -> BTreeMap<FrontendKey, Meant> {
 pub fn owners(desired: &[Desired]) -> BTreeMap<FrontendKey, (&PortEntries, FrontendKind)> {
     let mut by_age: Vec<&Desired> = desired.iter().collect();
     by_age.sort_by_key(|service| (service.created_s, &service.name));
-    let mut owners = BTreeMap::new();
-    for entries in by_age.into_iter().flat_map(|service| &service.ports) {
-        for frontend in &entries.frontends {
-            let at = L4Addr::from(frontend.at);
-            let key = match frontend.kind {
-                FrontendKind::OtherPorts => FrontendKey::other_ports(at.addr),
-                _ => FrontendKey::new(at, proto(entries.key.protocol)),
-            };
-            owners.entry(key).or_insert((entries, frontend.kind));
+    let ports = || by_age.iter().flat_map(|service| &service.ports);
+    let (mut owners, mut served) = (BTreeMap::new(), BTreeSet::new());
+    for entries in ports() {
+        for frontend in entries.frontends.iter().filter(|frontend| frontend.kind != FrontendKind::OtherPorts)
+        {
+            let key = FrontendKey::new(L4Addr::from(frontend.at), proto(entries.key.protocol));
+            owners.entry(key).or_insert_with(|| {
+                served.insert(&entries.key);
+                (entries, frontend.kind)
+            });
         }
     }
     // Who has nothing else does not have the other ports either.
-    let served: BTreeSet<PortKey> = owners
-        .values()
-        .filter(|(_, kind)| *kind != FrontendKind::OtherPorts)
-        .map(|(entries, _): &(&PortEntries, _)| entries.key.clone())
-        .collect();
-    owners.retain(|_, (entries, kind)| *kind != FrontendKind::OtherPorts || served.contains(&entries.key));
+    for entries in ports().filter(|entries| served.contains(&entries.key)) {
+        for frontend in entries.frontends.iter().filter(|frontend| frontend.kind == FrontendKind::OtherPorts)
+        {
+            let key = FrontendKey::other_ports(L4Addr::from(frontend.at).addr);
+            owners.entry(key).or_insert((entries, frontend.kind));
+        }
+    }
     owners
 }
 

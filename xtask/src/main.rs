@@ -4,6 +4,7 @@ mod bench;
 mod cluster;
 mod command;
 mod demo;
+mod fuzz;
 mod lint;
 mod mutants;
 mod setup;
@@ -58,6 +59,10 @@ enum Verb {
     ///
     /// Fails unless what survives is what tests/survivors.txt lists, with a reason each.
     Mutants(mutants::Mutants),
+    /// Looks for objects that break a promise, by LLVM's libFuzzer; a minute unless told otherwise
+    ///
+    /// What it finds is printed as text, with the command that plays it again.
+    Fuzz(fuzz::Fuzz),
     /// Measures; see `bench connect` and `bench fill`
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -87,6 +92,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Lint => lint::verb(),
         Verb::Verify(verify) => verify.run(),
         Verb::Mutants(mutants) => mutants.run(),
+        Verb::Fuzz(fuzz) => fuzz.run(),
         Verb::Bench(bench) => bench.run(),
     }
 }
