@@ -17,14 +17,18 @@
 //!
 //! A line that is none of these, or an object that conversion refuses, does not happen.
 //!
+//! [`spoil`] changes a history and leaves it readable, for the fuzzer and for tests.
+//!
 //! Run by `cargo xtask fuzz` (`tests/fuzz`), and over what is checked in there by `tests/fuzz.rs`.
 
 mod history;
 mod node;
 mod promises;
+mod spoil;
 
 pub use history::{Step, read};
 pub use node::FuzzedNode;
+pub use spoil::spoil;
 
 use lb_agent::model::Names;
 

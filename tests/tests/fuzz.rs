@@ -10,10 +10,10 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use lb_agent::model::Names;
-use lb_tests::fuzz::{FuzzedNode, Step, objects, read};
+use lb_tests::fuzz::{FuzzedNode, Step, objects, read, spoil};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::sample::{Index, select};
+use proptest::sample::Index;
 use rstest::rstest;
 
 /// Every history below `fuzz/`, with its name.
@@ -127,148 +127,6 @@ fn changes_that_cancel_each_other_before_a_pass_write_nothing(#[case] there: &[&
     node.finish();
 }
 
-/// One way to spoil a history.
-#[derive(Clone, Debug)]
-enum Spoil {
-    /// A bit of a byte is another one.
-    Flip(Index, u8),
-    /// A line is missing.
-    Drop(Index),
-    /// A line is there once more, at another place.
-    Copy(Index, Index),
-    /// Two lines change places.
-    Swap(Index, Index),
-    /// A line of another history.
-    Borrow(Index, Index, Index),
-    /// A pass, a restart, or nonsense.
-    Insert(Index, &'static str),
-    /// A number is another one.
-    Number(Index, &'static str),
-    /// A text is another one.
-    Text(Index, &'static str),
-}
-
-/// Numbers that are at the end of something.
-const NUMBERS: [&str; 12] = [
-    "0",
-    "-1",
-    "1",
-    "80",
-    "30080",
-    "65535",
-    "65536",
-    "2147483647",
-    "-2147483648",
-    "18446744073709551616",
-    "0.5",
-    "1e400",
-];
-
-/// Texts that mean something in some field.
-const TEXTS: [&str; 18] = [
-    "",
-    "None",
-    "web",
-    "node-1",
-    "a",
-    "UDP",
-    "SCTP",
-    "IPv4",
-    "IPv6",
-    "Local",
-    "NodePort",
-    "ClientIP",
-    "10.96.0.1",
-    "10.1.0.1",
-    "192.0.2.1",
-    "::",
-    "fd00:96::1",
-    "0.0.0.0/0",
-];
-
-fn spoil() -> impl Strategy<Value = Spoil> {
-    let at = any::<Index>;
-    prop_oneof![
-        1 => (at(), 0..8_u8).prop_map(|(at, bit)| Spoil::Flip(at, bit)),
-        1 => at().prop_map(Spoil::Drop),
-        2 => (at(), at()).prop_map(|(from, to)| Spoil::Copy(from, to)),
-        2 => (at(), at()).prop_map(|(one, other)| Spoil::Swap(one, other)),
-        2 => (at(), at(), at()).prop_map(|(file, from, to)| Spoil::Borrow(file, from, to)),
-        1 => (at(), select(&["", "!", "{", "-"][..])).prop_map(|(at, line)| Spoil::Insert(at, line)),
-        3 => (at(), select(&NUMBERS[..])).prop_map(|(at, number)| Spoil::Number(at, number)),
-        3 => (at(), select(&TEXTS[..])).prop_map(|(at, text)| Spoil::Text(at, text)),
-    ]
-}
-
-impl Spoil {
-    fn apply(&self, lines: &mut Vec<Vec<u8>>) {
-        if lines.is_empty() {
-            return;
-        }
-        let line = |at: &Index| at.index(lines.len());
-        match self {
-            Self::Flip(at, bit) => {
-                let line = line(at);
-                let len = lines[line].len();
-                if len != 0 {
-                    lines[line][at.index(len)] ^= 1 << bit;
-                }
-            }
-            Self::Drop(at) => drop(lines.remove(line(at))),
-            Self::Copy(from, to) => {
-                let (copy, to) = (lines[line(from)].clone(), line(to));
-                lines.insert(to, copy);
-            }
-            Self::Swap(one, other) => {
-                let (one, other) = (line(one), line(other));
-                lines.swap(one, other);
-            }
-            Self::Borrow(file, from, to) => {
-                let other = split(&file.get(&HISTORIES).1);
-                let to = line(to);
-                lines.insert(to, from.get(&other).clone());
-            }
-            Self::Insert(at, text) => {
-                let at = line(at);
-                lines.insert(at, text.as_bytes().to_vec());
-            }
-            Self::Number(at, number) => {
-                let line = line(at);
-                lines[line] = with_number(&lines[line], *at, number.as_bytes());
-            }
-            Self::Text(at, text) => {
-                let line = line(at);
-                lines[line] = with_text(&lines[line], *at, text.as_bytes());
-            }
-        }
-    }
-}
-
-/// The line with one of its numbers replaced.
-fn with_number(line: &[u8], at: Index, number: &[u8]) -> Vec<u8> {
-    let mut parts: Vec<&[u8]> =
-        line.chunk_by(|one, next| one.is_ascii_digit() == next.is_ascii_digit()).collect();
-    let numbers: Vec<usize> = (0..parts.len()).filter(|part| parts[*part][0].is_ascii_digit()).collect();
-    if !numbers.is_empty() {
-        parts[*at.get(&numbers)] = number;
-    }
-    parts.concat()
-}
-
-/// The line with one of its texts replaced, of names and values alike.
-fn with_text(line: &[u8], at: Index, text: &[u8]) -> Vec<u8> {
-    let mut parts: Vec<&[u8]> = line.split(|byte| *byte == b'"').collect();
-    if parts.len() > 2 {
-        let texts = (parts.len() - 1) / 2;
-        parts[at.index(texts) * 2 + 1] = text;
-    }
-    parts.join(&b'"')
-}
-
-fn split(history: &[u8]) -> Vec<Vec<u8>> {
-    history.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect()
-}
-
 /// A history that is shown as it would be checked in.
 struct Spoiled(Vec<u8>);
 
@@ -279,12 +137,10 @@ impl fmt::Debug for Spoiled {
 }
 
 fn spoiled() -> impl Strategy<Value = Spoiled> {
-    (any::<Index>(), vec(spoil(), 0..24)).prop_map(|(file, spoils)| {
-        let mut lines = split(&file.get(&HISTORIES).1);
-        for spoil in &spoils {
-            spoil.apply(&mut lines);
-        }
-        Spoiled(lines.join(&b'\n'))
+    (any::<Index>(), vec(any::<[u32; 4]>(), 0..24)).prop_map(|(first, choices)| {
+        let others: Vec<&[u8]> = HISTORIES.iter().map(|(_, history)| history.as_slice()).collect();
+        let seed = first.get(&others).to_vec();
+        Spoiled(choices.into_iter().fold(seed, |history, choice| spoil(&history, &others, choice)))
     })
 }
 

@@ -183,7 +183,8 @@ impl Seen {
             // An input that was added or became smaller: there are thousands of these.
             return ["pulse", "INITED", "DONE"].iter().any(|word| line.contains(word));
         }
-        !line.starts_with("stat::") && !line.contains("NEW_FUNC")
+        // Statistics, functions that are new, words that it recommends for a dictionary.
+        !["stat::", "\"", "######"].iter().any(|start| line.starts_with(start)) && !line.contains("NEW_FUNC")
     }
 
     fn summary(&self) -> String {
