@@ -32,7 +32,7 @@ static HISTORIES: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(|| {
     found
 });
 
-/// LB-8, SP-8, SY-6.
+/// ES-12, ES-14, LB-8, SP-8, SY-6.
 #[test]
 fn every_checked_in_history_keeps_the_promises() {
     let broken: Vec<&str> = HISTORIES
@@ -145,7 +145,7 @@ fn spoiled() -> impl Strategy<Value = Spoiled> {
 }
 
 proptest! {
-    /// LB-8, SP-8, SEL-9, SY-6: whatever comes, in whatever order.
+    /// ES-12, ES-14, LB-8, SP-8, SY-6: whatever comes, in whatever order.
     #[test]
     fn histories_that_are_spoiled_keep_the_promises(history in spoiled()) {
         objects(&history.0);

@@ -119,7 +119,7 @@ impl FuzzedNode {
         assert_eq!(writes, 0, "an agent that starts finds nothing that belongs to nobody");
     }
 
-    /// The same objects, the last one first and without their history.
+    /// The same objects, the last one first and without their history, and the same endpoints in other slices.
     fn assert_order_does_not_matter(&self) {
         let mut events = self.cluster.lists();
         events.retain(|event| !is_mark(event));
@@ -127,6 +127,7 @@ impl FuzzedNode {
         let fresh = state_of(events);
         assert!(fresh.services().eq(self.state.services()));
         for name in self.state.services() {
+            promises::check_grouping(&self.state, name);
             if (name.namespace.as_str(), name.name.as_str()) != REMEMBERED {
                 assert_eq!(fresh.compile(name), self.state.compile(name), "{name}");
             }

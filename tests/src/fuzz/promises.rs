@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use lb_agent::compile::{Compiled, FrontendKind, PortEntries, Target};
-use lb_agent::model::{Family, Protocol, Service, Slice};
+use lb_agent::compile::{Compiled, FrontendKind, PortEntries, Target, compile};
+use lb_agent::model::{
+    ClusterState, Endpoint, EndpointFacts, Family, Protocol, Service, ServiceName, Slice, SliceBuilder,
+};
 
 /// Panics if a promise of [`PortEntries`] is broken.
 pub(super) fn check<'a>(service: &Service, slices: impl Iterator<Item = &'a Slice>, compiled: &Compiled) {
@@ -69,4 +71,38 @@ fn listed(entries: &PortEntries, slices: &[&Slice]) -> BTreeSet<SocketAddr> {
         }
     }
     listed
+}
+
+/// Panics if the endpoints come to something else in other slices and in another order (ES-12, ES-14).
+pub(super) fn check_grouping(state: &ClusterState, name: &ServiceName) {
+    let Some(service) = state.service(name) else { return };
+    let mut slices: Vec<Slice> = state.serving_slices(name).flat_map(halves).collect();
+    slices.reverse();
+    assert_eq!(compile(service, slices.iter(), state.node()), state.compile(name), "{name}");
+}
+
+/// Every second endpoint of a slice and the rest, the last ones first.
+fn halves(slice: &Slice) -> [Slice; 2] {
+    let empty = || {
+        let mut half = SliceBuilder::new(slice.name.clone(), slice.service.clone(), slice.family);
+        half.ports(slice.ports.clone());
+        half
+    };
+    let mut halves = [empty(), empty()];
+    let endpoints: Vec<Endpoint<'_>> = slice.endpoints().collect();
+    for (at, endpoint) in endpoints.iter().enumerate().rev() {
+        halves[at % 2].endpoint(&facts(endpoint));
+    }
+    halves[0].faults(slice.faults.clone());
+    halves.map(SliceBuilder::build)
+}
+
+fn facts(endpoint: &Endpoint<'_>) -> EndpointFacts {
+    EndpointFacts {
+        addr: endpoint.addr(),
+        conditions: endpoint.conditions(),
+        node: endpoint.node().map(Into::into),
+        zone_hints: endpoint.zone_hints().map(Into::into).collect(),
+        node_hints: endpoint.node_hints().map(Into::into).collect(),
+    }
 }
