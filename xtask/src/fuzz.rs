@@ -1,8 +1,7 @@
 //! `cargo xtask fuzz`: builds a target of `tests/fuzz` for libFuzzer, runs it, and says what it found.
 //!
 //! The compiler's own coverage pass and LLVM's libFuzzer are all that is needed, on the pinned toolchain: no sanitizer,
-//! because the code behind the targets has no `unsafe`, and so no nightly and no cargo-fuzz either (which finds its way
-//! about `tests/fuzz` all the same).
+//! because the code behind the targets has no `unsafe`, and so neither nightly nor cargo-fuzz.
 
 use std::{
     fs,
@@ -27,6 +26,9 @@ const COVERAGE: [&str; 7] = [
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
     "-Cllvm-args=-simplifycfg-branch-fold-threshold=0",
 ];
+
+/// Seconds that one input may take, many thousand times what it does take: an endless loop is found too.
+const LONGEST_TIME: u64 = 60;
 
 /// Longer inputs find no more and take longer; seeds that are longer are for the plain test.
 const LONGEST_INPUT: usize = 4096;
@@ -76,6 +78,7 @@ impl Fuzz {
         let mut run = command::program(program);
         run.arg(format!("-max_total_time={}", self.seconds))
             .arg(format!("-max_len={LONGEST_INPUT}"))
+            .arg(format!("-timeout={LONGEST_TIME}"))
             .arg(format!("-artifact_prefix={}/", places.crashes.display()))
             .arg("-print_final_stats=1")
             .args(places.dictionary.as_ref().map(|file| format!("-dict={}", file.display())))
