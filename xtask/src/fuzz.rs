@@ -94,8 +94,9 @@ impl Fuzz {
         };
         let bytes = fs::read(&input).with_context(|| format!("cannot read {input}"))?;
         println!("\nthis input does it:\n{}\n", String::from_utf8_lossy(&bytes));
+        let kept = places.regressions.display();
         println!("play it again:  cargo xtask fuzz {} --replay {input}", self.target);
-        println!("keep it:        cp {input} {}/", places.regressions.display());
+        println!("keep it:        mkdir -p {kept} && cp {input} {kept}/");
         bail!("a promise of {} is broken: see the panic above", self.target)
     }
 }
