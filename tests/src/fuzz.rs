@@ -17,7 +17,7 @@
 //!
 //! A line that is none of these, or an object that conversion refuses, does not happen.
 //!
-//! [`spoil`] changes a history and leaves it readable, for the fuzzer and for tests.
+//! [`spoil()`] changes a history and leaves it readable, for the fuzzer and for tests.
 //!
 //! Run by `cargo xtask fuzz` (`tests/fuzz`), and over what is checked in there by `tests/fuzz.rs`.
 
