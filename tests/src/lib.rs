@@ -22,6 +22,8 @@ pub mod bpffs;
 pub mod cgroup;
 pub mod control_plane;
 pub mod demo;
+pub mod expected;
+pub mod fuzz;
 pub mod http;
 pub mod invariants;
 pub mod names;

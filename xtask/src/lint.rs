@@ -84,12 +84,16 @@ fn checks() -> Result<Vec<(&'static str, Command)>> {
     rustdoc.args(["--no-deps", "--document-private-items"]).env("RUSTDOCFLAGS", "--deny warnings");
     let mut format = command::cargo("fmt");
     format.args(["--all", "--", "--check"]);
+    // Not of the workspace.
+    let mut format_fuzz = command::cargo("fmt");
+    format_fuzz.args(["--manifest-path", "tests/fuzz/Cargo.toml", "--", "--check"]);
     let mut deny = command::program(DENY.binary);
     deny.args(["--all-features", "check", "bans", "licenses", "sources"]);
     let mut taplo = command::program(TAPLO.binary);
     taplo.args(["format", "--check"]);
     Ok(vec![
         ("rustfmt", format),
+        ("rustfmt of tests/fuzz", format_fuzz),
         ("taplo", taplo),
         ("typos", command::program(TYPOS.binary)),
         ("cargo-deny", deny),

@@ -4,6 +4,7 @@ mod bench;
 mod cluster;
 mod command;
 mod demo;
+mod fuzz;
 mod lint;
 mod mutants;
 mod rules;
@@ -65,6 +66,10 @@ enum Verb {
     /// Compares for a long time; see `soak twin`
     #[command(subcommand)]
     Soak(soak::Soak),
+    /// Looks for objects that break a promise, by LLVM's libFuzzer; a minute unless told otherwise
+    ///
+    /// What it finds is printed as text, with the command that plays it again.
+    Fuzz(fuzz::Fuzz),
     /// Measures; see `bench connect` and `bench fill`
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -96,6 +101,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Verify(verify) => verify.run(),
         Verb::Mutants(mutants) => mutants.run(),
         Verb::Soak(soak) => soak.run(),
+        Verb::Fuzz(fuzz) => fuzz.run(),
         Verb::Bench(bench) => bench.run(),
     }
 }

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use lb_agent::maps::Maps;
-use lb_agent::model::{Change, ClusterState, Event, Names, Node, Service, ServiceName, Slice, SliceName};
+use lb_agent::model::{ClusterState, Event, Names, ServiceName};
 use lb_agent::reconcile::Desired;
 use lb_common::abi::FrontendKey;
 
-use super::story::{Gone, Object, Story};
-use super::{Driver, dump};
+use super::story::Story;
+use super::{Cluster, Driver, dump};
 use crate::invariants::{Meant, assert_no_dangling, meaning};
 use crate::wait_until;
 
@@ -63,65 +63,6 @@ pub fn play(story: &Story, open: &mut dyn FnMut() -> Maps) -> Result<Played> {
         }
     }
     Ok(played)
-}
-
-/// The objects that there are.
-#[derive(Default)]
-struct Cluster {
-    services: BTreeMap<ServiceName, Service>,
-    slices: BTreeMap<SliceName, Slice>,
-    node: Option<Node>,
-}
-
-impl Cluster {
-    fn put(&mut self, object: Object) -> Event {
-        match object {
-            Object::Service(service) => {
-                self.services.insert(service.name.clone(), service.clone());
-                Event::Service(Change::Apply(service))
-            }
-            Object::Slice(slice) => {
-                self.slices.insert(slice.name.clone(), slice.clone());
-                Event::Slice(Change::Apply(slice))
-            }
-            Object::Node(node) => {
-                self.node = Some(node.clone());
-                Event::Node(Change::Apply(node))
-            }
-        }
-    }
-
-    fn remove(&mut self, gone: Gone) -> Event {
-        match gone {
-            Gone::Service(name) => {
-                self.services.remove(&name);
-                Event::Service(Change::Delete(name))
-            }
-            Gone::Slice(name) => {
-                self.slices.remove(&name);
-                Event::Slice(Change::Delete(name))
-            }
-        }
-    }
-
-    /// What an agent is told that starts now.
-    fn lists(&self) -> Vec<Event> {
-        let services = self.services.values().cloned().map(Change::Apply).map(Event::Service);
-        let slices = self.slices.values().cloned().map(Change::Apply).map(Event::Slice);
-        let node = self.node.iter().cloned().map(Change::Apply).map(Event::Node);
-        let mut events = vec![
-            Event::Node(Change::Restart),
-            Event::Service(Change::Restart),
-            Event::Slice(Change::Restart),
-        ];
-        events.extend(node.chain(services).chain(slices));
-        events.extend([
-            Event::Node(Change::Complete),
-            Event::Service(Change::Complete),
-            Event::Slice(Change::Complete),
-        ]);
-        events
-    }
 }
 
 /// State and maps of one agent.

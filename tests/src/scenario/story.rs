@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -80,7 +81,10 @@ impl Step {
     pub fn objects(&self, names: &mut Names) -> Result<Vec<Object>> {
         self.apply
             .iter()
-            .map(|value| object(value, names).with_context(|| format!("in step {:?}: {value}", self.step)))
+            .map(|value| {
+                Object::read(value.clone(), names)
+                    .with_context(|| format!("in step {:?}: {value}", self.step))
+            })
             .collect()
     }
 
@@ -112,17 +116,39 @@ pub enum Gone {
     Service(ServiceName),
     /// An `EndpointSlice`.
     Slice(SliceName),
+    /// A Node.
+    Node(Arc<str>),
 }
 
-fn object(value: &Value, names: &mut Names) -> Result<Object> {
-    let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
-    let value = value.clone();
-    Ok(match kind {
-        "Service" => Object::Service(k8s::service(&serde_json::from_value::<Service>(value)?, names)?),
-        "EndpointSlice" => {
-            Object::Slice(k8s::slice(&serde_json::from_value::<EndpointSlice>(value)?, names)?)
+impl Object {
+    /// An object of the kind that it names.
+    ///
+    /// # Errors
+    /// A kind that is not known, a value that is no such object, or an object that cannot be used.
+    pub fn read(value: Value, names: &mut Names) -> Result<Self> {
+        let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
+        Ok(match kind {
+            "Service" => Self::Service(k8s::service(&serde_json::from_value::<Service>(value)?, names)?),
+            "EndpointSlice" => {
+                Self::Slice(k8s::slice(&serde_json::from_value::<EndpointSlice>(value)?, names)?)
+            }
+            "Node" => Self::Node(k8s::node(&serde_json::from_value::<Node>(value)?, names)?),
+            other => bail!("kind {other:?} is not known"),
+        })
+    }
+}
+
+impl Gone {
+    /// The object of the kind and name that `value` has; nothing if it is of no kind that disappears.
+    pub fn read(value: &Value) -> Option<Self> {
+        let text = |field: &str| value.pointer(field).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let namespace = text("/metadata/namespace").unwrap_or("default");
+        let name = text("/metadata/name")?;
+        match text("/kind")? {
+            "Service" => Some(Self::Service(ServiceName::new(namespace, name))),
+            "EndpointSlice" => Some(Self::Slice(SliceName::new(namespace, name))),
+            "Node" => Some(Self::Node(name.into())),
+            _ => None,
         }
-        "Node" => Object::Node(k8s::node(&serde_json::from_value::<Node>(value)?, names)?),
-        other => bail!("kind {other:?} is not known"),
-    })
+    }
 }

@@ -6,8 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use lb_agent::compile::{Frontend, FrontendKind, Policies, PortEntries, PortKey, Target};
 use lb_agent::model::{Family, Protocol, ServiceName};
 use lb_agent::reconcile::Desired;
-use lb_common::abi::{self, Backend, FrontendKey, L4Addr, Proto, ServiceFlags};
-use lb_tests::invariants::{Meant, Seat};
+use lb_common::abi::FrontendKey;
+use lb_tests::expected;
+use lb_tests::invariants::Meant;
 use proptest::prelude::*;
 
 /// Number of Services that there can be.
@@ -134,13 +135,12 @@ impl World {
 
     /// What the maps should mean: every frontend belongs to the oldest Service that wants it.
     pub(crate) fn meaning(&self) -> BTreeMap<FrontendKey, Meant> {
-        let owners = self.owners();
-        owners.into_iter().map(|(key, (entries, kind))| (key, meant(&entries, kind))).collect()
+        expected::meaning(&self.desired())
     }
 
     /// Whose a frontend should be.
     pub(crate) fn owner(&self, key: &FrontendKey) -> Option<ServiceName> {
-        self.owners().remove(key).map(|(entries, _)| entries.key.service)
+        expected::owners(&self.desired()).remove(key).map(|(entries, _)| entries.key.service.clone())
     }
 
     /// Whether the owner of a frontend wants it no longer in `after`, or was deleted and made again.
@@ -156,75 +156,10 @@ impl World {
         only.0.retain(|number, _| name(*number) == *service);
         only.owner(key).is_some()
     }
-
-    fn owners(&self) -> BTreeMap<FrontendKey, (PortEntries, FrontendKind)> {
-        let mut by_age = self.desired();
-        by_age.sort_by_key(|service| (service.created_s, service.name.clone()));
-        let mut owners = BTreeMap::new();
-        for entries in by_age.iter().flat_map(|service| &service.ports) {
-            for frontend in &entries.frontends {
-                let at = L4Addr::from(frontend.at);
-                let proto = if entries.key.protocol == Protocol::Udp { Proto::UDP } else { Proto::TCP };
-                let key = match frontend.kind {
-                    FrontendKind::OtherPorts => FrontendKey::other_ports(at.addr),
-                    _ => FrontendKey::new(at, proto),
-                };
-                owners.entry(key).or_insert_with(|| (entries.clone(), frontend.kind));
-            }
-        }
-        // Who has nothing else does not have the other ports either.
-        let served: BTreeSet<PortKey> = owners
-            .values()
-            .filter(|(_, kind)| *kind != FrontendKind::OtherPorts)
-            .map(|(entries, _): &(PortEntries, _)| entries.key.clone())
-            .collect();
-        owners
-            .retain(|_, (entries, kind)| *kind != FrontendKind::OtherPorts || served.contains(&entries.key));
-        owners
-    }
 }
 
 fn name(number: u8) -> ServiceName {
     ServiceName::new("ns", &format!("s{number}"))
-}
-
-fn meant(entries: &PortEntries, kind: FrontendKind) -> Meant {
-    if kind == FrontendKind::OtherPorts {
-        return Meant::REFUSED;
-    }
-    let Policies { internal_local, external_local, .. } = entries.policies;
-    let internal = [FrontendKind::ClusterIp, FrontendKind::OtherPorts];
-    let has_external = entries.frontends.iter().any(|frontend| !internal.contains(&frontend.kind));
-    let uses_cluster = !internal_local || has_external;
-    let uses_local = internal_local || (external_local && has_external);
-    let cluster: &[Target] = if uses_cluster { &entries.cluster } else { &[] };
-    let local: &[Target] = if uses_local { &entries.local } else { &[] };
-    let lists = |targets: &[Target], at| targets.iter().any(|target| target.at == at);
-    let seats = |targets: &[Target]| {
-        targets
-            .iter()
-            .map(|target| {
-                let in_cluster = if lists(cluster, target.at) { Backend::IN_CLUSTER } else { 0 };
-                let in_local = if lists(local, target.at) { Backend::IN_LOCAL } else { 0 };
-                Seat { at: target.at.into(), terminating: target.terminating, runs: in_cluster | in_local }
-            })
-            .collect::<Vec<_>>()
-    };
-    Meant {
-        kind: match kind {
-            FrontendKind::ClusterIp => abi::FrontendKind::ClusterIp,
-            FrontendKind::ExternalIp => abi::FrontendKind::ExternalIp,
-            FrontendKind::LoadBalancer => abi::FrontendKind::LoadBalancer,
-            FrontendKind::NodePort => abi::FrontendKind::NodePort,
-            FrontendKind::OtherPorts => abi::FrontendKind::OtherPorts,
-        } as u8,
-        // The run that is not used repeats the other one.
-        cluster: seats(if uses_cluster { cluster } else { local }),
-        local: seats(if uses_local { local } else { cluster }),
-        elsewhere: uses_local && local.is_empty() && entries.policies.has_any,
-        flags: ServiceFlags { bits: u32::from(internal_local) | u32::from(entries.policies.restricted) << 1 },
-        affinity_s: entries.affinity_s,
-    }
 }
 
 impl Service {

@@ -25,6 +25,14 @@ pub(crate) fn run() -> Result<bool> {
     Ok(packages || sources || linker)
 }
 
+/// Installs a C++ compiler: of all that is built here only libFuzzer needs one.
+///
+/// # Errors
+/// When it cannot be had, and how to get it.
+pub(crate) fn cplusplus() -> Result<()> {
+    packages::install(&[packages::CPLUSPLUS]).map(drop)
+}
+
 /// The verb: like [`run`], but says so when there is nothing to do.
 pub(crate) fn verb() -> Result<()> {
     if !run()? {

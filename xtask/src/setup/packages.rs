@@ -62,6 +62,14 @@ pub(super) const NEEDS: &[Need] = &[
     },
 ];
 
+/// What fuzzing needs beside these.
+pub(super) const CPLUSPLUS: Need = Need {
+    probe: &["c++", "--version"],
+    packages: &["g++"],
+    with: &[],
+    why: "compiles libFuzzer for `cargo xtask fuzz`",
+};
+
 /// Installs the packages of what is missing. Returns whether anything was.
 pub(super) fn install(needs: &[Need]) -> Result<bool> {
     let missing: Vec<&Need> = needs.iter().filter(|need| !works(need)).collect();
