@@ -57,8 +57,8 @@ impl Addresses {
         let mut ranges =
             service.source_ranges.iter().filter(|range| Family::of(&range.addr()) == family).peekable();
         let restricted = ranges.peek().is_some() && balanced().next().is_some();
-        let own = node.addresses().iter().find(|addr| Family::of(addr) == family);
-        let host_allowed = restricted && own.is_some_and(|own| ranges.any(|range| range.contains(own)));
+        let own = node.primary(family);
+        let host_allowed = restricted && own.is_some_and(|own| ranges.any(|range| range.contains(&own)));
         Some(Self { family, served, has_external, restricted, host_allowed })
     }
 

@@ -351,8 +351,7 @@ fn source_ranges_are_for_load_balancer_addresses(
         ..service()
     };
     let mut node = node("a");
-    let own = ["2001:db8::9", "172.18.0.2", "172.19.0.2"].map(|addr| addr.parse().unwrap());
-    node.node.as_mut().unwrap().addresses = own.into();
+    node.primary = ["172.18.0.2", "2001:db8::9"].map(|addr| Some(addr.parse().unwrap()));
     let compiled = compile(&service, [].into_iter(), &node);
     let Policies { restricted, host_allowed, .. } = compiled.ports[0].policies;
     assert_eq!([restricted, host_allowed], want);

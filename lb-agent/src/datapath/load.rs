@@ -14,9 +14,16 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use core::fmt::Debug;
-use std::{os::fd::AsFd as _, path::Path};
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    os::fd::AsFd as _,
+    path::Path,
+};
 
-use lb_common::abi::{Addr, Address, Config, Frontend, FrontendKey, Netns, Words as _, maps as names};
+use lb_common::abi::{
+    Addr, Address, Backend, BackendState, Config, Frontend, FrontendKey, Netns, Service, Words as _,
+    maps as names, split32,
+};
 
 use super::{OBJECT, PROGRAMS, Program, host::HostError};
 use crate::{
@@ -26,7 +33,7 @@ use crate::{
         grace::KernelGrace,
         kernel::{KernelArray, KernelTable, from_aya},
         memory::Capacities,
-        pin::{Content, DATA, PinDir, PinError, SPECS, Staged},
+        pin::{ANEW, Content, DATA, PinDir, PinError, SPECS, Staged},
         sys,
     },
 };
@@ -155,7 +162,10 @@ pub fn load(
         .collect::<Result<_, LoadError>>()?;
     match staged.content {
         Content::Same => new.iter().try_for_each(|(name, map)| copy(dir, name, map))?,
-        Content::Other => count_exempt(&ebpf)?,
+        Content::Other => {
+            count_exempt(&ebpf)?;
+            begin_generations(&ebpf, RandomState::new().hash_one(0))?;
+        }
     }
     let flush_log = read_log(&mut ebpf);
     let maps = take_maps(&mut ebpf, on_grace)?;
@@ -179,7 +189,7 @@ fn beside(dir: &PinDir, need: Capacities) -> Result<(Staged, Capacities), LoadEr
         }
     }
     let staged = if missing {
-        Staged { names: DATA.to_vec(), content: Content::Other }
+        Staged { names: ANEW.to_vec(), content: Content::Other }
     } else {
         Staged { names: grown, content: Content::Same }
     };
@@ -194,6 +204,25 @@ fn count_exempt(ebpf: &Ebpf) -> Result<(), LoadError> {
     let words = Config { netns_entries, ..Config::OFF }.to_words();
     let at = Config::NETNS_WORD;
     Ok(KernelArray::new(names::CONFIG, map(names::CONFIG)?)?.store(at, words[at])?)
+}
+
+/// Lets the generations of all ids begin at a random number: sockets may still remember ids of maps that were here before.
+fn begin_generations(ebpf: &Ebpf, random: u64) -> Result<(), LoadError> {
+    let (services, backends) = split32(random);
+    let map = |name| data(ebpf.map(name).ok_or(LoadError::Missing(name))?, name);
+    let mut array = KernelArray::new(names::SERVICES, map(names::SERVICES)?)?;
+    let words = Service { generation: services, ..Service::FREE }.to_words();
+    for first in (0..array.words()).step_by(Service::WORDS) {
+        array.store(first + Service::GENERATION_WORD, words[Service::GENERATION_WORD])?;
+    }
+    let mut array = KernelArray::new(names::BACKENDS, map(names::BACKENDS)?)?;
+    let [word] =
+        Backend { generation: backends, state: BackendState::Free as u8, runs: 0, pad: 0 }.to_words();
+    // Id 0 is nobody's.
+    for index in 1..array.words() {
+        array.store(index, word)?;
+    }
+    Ok(())
 }
 
 /// Names the lack of BTF as the cause of what may be its consequence.
@@ -309,7 +338,7 @@ fn opening(map: &'static str, error: aya::maps::MapError) -> LoadError {
 /// The map behind aya's enumeration of kinds.
 fn data<'a>(map: &'a Map, name: &'static str) -> Result<&'a MapData, LoadError> {
     match map {
-        Map::HashMap(data) | Map::Array(data) => Ok(data),
+        Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) => Ok(data),
         _ => Err(LoadError::Missing(name)),
     }
 }

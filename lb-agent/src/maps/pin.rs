@@ -243,7 +243,7 @@ impl PinDir {
 
     /// Removes what was staged and never committed: it holds a map's memory, and nobody looks for it.
     pub fn unstage(&self) {
-        for name in DATA {
+        for name in ANEW {
             // What cannot be removed is named when something is staged there.
             drop(fs::remove_file(self.next(name)));
         }
@@ -276,6 +276,11 @@ pub enum Content {
 /// The maps that have a meaning only together.
 pub const DATA: [&str; 7] =
     [maps::FRONTENDS, maps::ADDRESSES, maps::SERVICES, maps::SLOTS, maps::BACKENDS, maps::CONFIG, maps::META];
+/// What is made anew when one of them is missing: also what programs remember by ids that mean something else from then on.
+pub const ANEW: [&str; 8] = {
+    let [a, b, c, d, e, f, g] = DATA;
+    [a, b, c, d, e, f, g, maps::AFFINITY]
+};
 
 fn remove(path: &Path) -> Result<(), PinError> {
     match fs::remove_file(path) {

@@ -316,8 +316,12 @@ impl ClusterState {
         let before = mem::replace(&mut self.node.node, node);
         if before.as_ref().and_then(|node| node.zone.as_deref()) != self.node.zone() {
             touched.extend(self.services().cloned());
-        } else if before.as_ref().map_or(&[][..], |node| &node.addresses) != self.node.addresses() {
-            // Whether source ranges hold this node (SR-3).
+        }
+    }
+
+    /// Takes in the addresses that stand for this node, and adds the Services whose source ranges may hold them (SR-3) to `touched`.
+    pub fn set_primary(&mut self, primary: [Option<IpAddr>; 2], touched: &mut BTreeSet<ServiceName>) {
+        if mem::replace(&mut self.node.primary, primary) != primary {
             let there = self.services.values().filter_map(|entry| entry.service.as_deref());
             let restricted = there.filter(|service| service.source_ranges.iter().next().is_some());
             touched.extend(restricted.map(|service| service.name.clone()));

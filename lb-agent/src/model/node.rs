@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::Name;
+use super::{Family, Name};
 
 /// The own Node object.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,6 +38,9 @@ pub struct NodeContext {
     pub name: Arc<str>,
     /// The Node object, once it has been seen and as long as it exists.
     pub node: Option<Node>,
+    /// The addresses that stand for this node, IPv4 and IPv6 (ND-3): the configured ones, else the first ones of the Node object, of
+    /// which the last known ones stay.
+    pub primary: [Option<IpAddr>; 2],
     /// Addresses on interfaces of this node, with the interface. A cluster IP among them is left alone on this node:
     /// whoever put it there serves it, as a node-local DNS cache does (design.md 3).
     pub own: BTreeMap<IpAddr, Name>,
@@ -46,12 +49,21 @@ pub struct NodeContext {
 impl NodeContext {
     /// Only the name is known.
     pub const fn new(name: Arc<str>) -> Self {
-        Self { name, node: None, own: BTreeMap::new() }
+        Self { name, node: None, primary: [None; 2], own: BTreeMap::new() }
     }
 
     /// The zone, if the Node object is known and names one.
     pub fn zone(&self) -> Option<&str> {
         self.node.as_ref()?.zone.as_deref()
+    }
+
+    /// The address that stands for this node in a family.
+    pub const fn primary(&self, family: Family) -> Option<IpAddr> {
+        let [v4, v6] = self.primary;
+        match family {
+            Family::V4 => v4,
+            Family::V6 => v6,
+        }
     }
 
     /// Addresses of the Node object, primary ones first in their family.

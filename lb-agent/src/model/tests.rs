@@ -272,6 +272,25 @@ fn a_name_that_nothing_else_mentions_is_noticed() {
     assert!(!state.lacks_own_node(), "a Node has the name");
 }
 
+/// SR-3, ND-3.
+#[test]
+fn another_address_of_this_node_touches_services_with_source_ranges() {
+    let mut state = state();
+    let restricted =
+        Service { source_ranges: ["10.0.0.0/8".parse().unwrap()].into(), ..service("restricted") };
+    for service in [restricted, service("open")] {
+        apply(&mut state, put_service(service));
+    }
+    let mut set = |primary| {
+        let mut touched = BTreeSet::new();
+        state.set_primary(primary, &mut touched);
+        touched.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(set([None; 2]), [""; 0]);
+    assert_eq!(set([Some([10, 0, 0, 1].into()), None]), ["ns/restricted"]);
+    assert_eq!(set([Some([10, 0, 0, 1].into()), None]), [""; 0]);
+}
+
 /// The objects that events leave behind, by the plainest means.
 #[derive(Default)]
 struct Reference {

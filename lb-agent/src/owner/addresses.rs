@@ -36,6 +36,11 @@ impl NodeAddresses {
         }
     }
 
+    /// The addresses that stand for this node (ND-3).
+    fn primary(&self) -> [Option<IpAddr>; 2] {
+        Family::BOTH.map(|family| self.options.node_ip.of(family).or(self.primary.of(family)))
+    }
+
     /// The kernel has been asked.
     pub(super) const fn are_known(&self) -> bool {
         self.own.is_some()
@@ -111,6 +116,7 @@ impl Owner {
     }
 
     fn follow_addresses(&mut self, has_changed: bool) {
+        self.state.set_primary(self.node_addresses.primary(), &mut self.touched);
         if has_changed {
             self.addresses_changed = true;
             self.outputs.listen_on(self.node_addresses.chosen.listen());

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     abi::{
-        BackendId, Frontend, FrontendKey, FrontendKind, L4Addr, Proto, Service, ServiceFlags, ServiceId,
-        Words as _,
+        BackendId, Draining, Frontend, FrontendKey, FrontendKind, L4Addr, Proto, Service, ServiceFlags,
+        ServiceId, Words as _,
     },
     datapath::sock::uses_local_run,
 };
@@ -284,7 +284,11 @@ impl Reconciler {
 
     /// Plans the end of a service id: its frontends now, its words and its backends after a grace period.
     pub(super) fn plan_removal(&mut self, id: u32, pass: &mut Pass) {
-        let is_udp = self.frontends.of(id).iter().any(|key| key.proto == Proto::UDP);
+        // Its frontends may be another's already, and an id that was only found has no port.
+        let is_udp = self.ports.get(&id).map_or_else(
+            || self.frontends.of(id).iter().any(|key| key.proto == Proto::UDP),
+            |port| port.key.protocol == Protocol::Udp,
+        );
         for key in self.frontends.of(id).to_vec() {
             self.plan_release(key, pass);
         }
@@ -368,10 +372,17 @@ const fn next_service(now: &Service, planned: Service, flags: ServiceFlags, affi
 fn plan_service_words(plan: &mut Plan, id: u32, now: &Service, next: &Service) {
     let first = id as usize * Service::WORDS;
     let (old, new) = (now.to_words(), next.to_words());
-    let order = if next.flags.has(ServiceFlags::INTERNAL_LOCAL) {
-        [Service::GENERATION_WORD, Service::LOCAL_WORD, Service::FLAGS_WORD, Service::CLUSTER_WORD]
+    let [first_run, last_run] = if next.flags.has(ServiceFlags::INTERNAL_LOCAL) {
+        [Service::LOCAL_WORD, Service::CLUSTER_WORD]
     } else {
-        [Service::GENERATION_WORD, Service::CLUSTER_WORD, Service::FLAGS_WORD, Service::LOCAL_WORD]
+        [Service::CLUSTER_WORD, Service::LOCAL_WORD]
+    };
+    // Who drains is known by this word alone: whoever returns to a run must be in it before, whoever leaves one after.
+    let returns = now.generation == next.generation && next.draining == Draining::NONE;
+    let order = if returns {
+        [first_run, Service::FLAGS_WORD, last_run, Service::GENERATION_WORD]
+    } else {
+        [Service::GENERATION_WORD, first_run, Service::FLAGS_WORD, last_run]
     };
     for at in order {
         if old[at] != new[at] {

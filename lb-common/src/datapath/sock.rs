@@ -158,10 +158,6 @@ fn send_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, to: L4Addr) -> Verd
     let Some(served) = resolve(tables, socket, Proto::UDP, to) else {
         return Verdict::Pass;
     };
-    if served.run.is_elsewhere() {
-        tables.count(Reason::Elsewhere);
-        return Verdict::Pass;
-    }
     let service = served.service;
     let opened = socket.open_udp(false);
     if opened
@@ -180,6 +176,10 @@ fn send_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, to: L4Addr) -> Verd
         }
         tables.count(Reason::Send);
         return Verdict::To(peer.target());
+    }
+    if served.run.is_elsewhere() {
+        tables.count(Reason::Elsewhere);
+        return Verdict::Pass;
     }
     // What the frontend led to before serves no more, or not this frontend.
     let moved = opened && newest_with(socket, |socket, index| socket.udp_frontend(index) == to).is_some();

@@ -138,6 +138,21 @@ fn a_connected_udp_socket_that_nobody_answers_remembers_where_it_wanted() {
     assert_eq!(world.counted(Reason::Elsewhere), 2);
 }
 
+/// CT-4: a flow stays with a backend that serves, whatever the policy says of new ones by now.
+#[test]
+fn an_unconnected_flow_stays_with_its_backend_when_others_would_meet_nobody() {
+    let mut world = world();
+    let mut socket = MemSocket::in_pod(POD);
+    let to = at("10.96.0.10:53");
+    assert_eq!(word(send(&world, &mut socket, to)), "10.1.0.1:5353");
+    let service = world.services.get_mut(&ServiceId { index: 2 }).unwrap();
+    (service.flags, service.local) = (ServiceFlags::INTERNAL_LOCAL, Run::ELSEWHERE);
+    assert_eq!(word(send(&world, &mut socket, to)), "10.1.0.1:5353");
+    assert_eq!(word(send(&world, &mut MemSocket::in_pod(POD), to)), "pass");
+    world.leave(2, "10.1.0.1:5353");
+    assert_eq!(word(send(&world, &mut socket, to)), "pass");
+}
+
 /// SR-1, SR-3: for load-balancer addresses only. A hook knows the address of the host, not that of a pod.
 #[rstest]
 #[case::no_ranges(ServiceFlags { bits: 0 }, "10.1.0.1:8080", "10.1.0.1:8080")]

@@ -194,6 +194,32 @@ fn affinity_survives_a_restart() {
     assert_eq!(distinct(met(&park.pod, cluster_ip(), STICKY)), before);
 }
 
+/// SA-3: maps that were made anew give ids away again, and what was remembered by the old ones is nobody's.
+#[test]
+fn affinity_does_not_survive_maps_that_are_made_anew() {
+    needs_root!();
+    let mut park = Park::new("anew");
+    park.serve(1);
+    park.serve(2);
+    park.home.apply("service-1", &with_affinity(objects(1, &[1]), Some(10_800))).unwrap();
+    park.start(&[]);
+    let dns = SocketAddr::new(cluster_ips(1)[0], 53);
+    let flow = park.pod.open_udp(&Udp::to(dns)).unwrap().handle;
+    let says = |text: &str| park.pod.exchange(flow, text).unwrap().answer.server;
+    assert_eq!(
+        (met(&park.pod, cluster_ip(), 1)[0].as_str(), says("hello").as_str()),
+        ("backend-1", "backend-1")
+    );
+    park.agent.take().unwrap().stop().unwrap();
+    std::fs::remove_file(lb_tests::agent::pinned(&park.home, "lb_meta")).unwrap();
+    park.home.apply("service-1", &with_affinity(objects(1, &[2]), Some(10_800))).unwrap();
+    park.agent = Some(Agent::start(park.net.node(1), &park.home).unwrap());
+    assert_eq!(
+        (met(&park.pod, cluster_ip(), 1)[0].as_str(), says("again").as_str()),
+        ("backend-2", "backend-2")
+    );
+}
+
 /// SA-6: what one node knows of a client, another does not need to: its map is its own.
 #[test]
 fn affinity_is_per_service_port() {

@@ -197,3 +197,17 @@ fn addresses_of_udp_backends_that_are_gone_are_told_when_they_are_free() {
     reconciler.apply(&removed).unwrap();
     assert_eq!(gone(&mut reconciler), ["10.1.0.0:5353"]);
 }
+
+/// CT-4, CT-5: also when another Service takes the last frontend away, as under a new name.
+#[test]
+fn backends_of_a_service_that_lost_everything_are_told() {
+    let mut reconciler = start(&MemMaps::new(ROOMY));
+    applied(&mut reconciler, &[Port { frontends: OWN, ..SERVED }]);
+    let renamed = Port { name: "dns-2", cluster: 1, ..SERVED };
+    let older = Desired { created_s: 0, ..renamed.desired() };
+    reconciler.apply(&[older]).unwrap();
+    reconciler.settle().unwrap();
+    let mut gone: Vec<String> = reconciler.take_gone().iter().map(ToString::to_string).collect();
+    gone.sort();
+    assert_eq!(gone, ["10.1.0.0:5353", "10.1.0.1:5353"]);
+}

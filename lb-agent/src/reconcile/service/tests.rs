@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use lb_common::abi::Run;
+use lb_common::abi::{Draining, Run};
 
 use super::*;
 use crate::maps::memory::{Capacities, MemMaps};
@@ -131,5 +131,22 @@ proptest! {
         let state: Service = read(&*maps.services, 1);
         prop_assert_eq!(state, Service { generation: now.generation.wrapping_add(1), ..Service::FREE });
         prop_assert_eq!(read::<4, Service>(&*maps.services, 0), Service::FREE, "nobody else's words");
+    }
+}
+
+/// CT-4: a backend is in a run or among those that drain after every single write, if it is before and after.
+#[test]
+fn who_drains_is_never_forgotten_between_two_writes() {
+    let some = Draining::new(8, 0).unwrap();
+    let with = |base, draining| Service { draining, ..service(POLICIES[0], [base, base]) };
+    // It returns to the run, or leaves it.
+    let (returns, leaves) =
+        ([with(1, some), with(2, Draining::NONE)], [with(1, Draining::NONE), with(2, some)]);
+    let lists = |state: &Service, base| state.cluster.base == base || state.draining == some;
+    for state in states(&returns[0], &returns[1]) {
+        assert!(lists(&state, 2), "{state:?}");
+    }
+    for state in states(&leaves[0], &leaves[1]) {
+        assert!(lists(&state, 1), "{state:?}");
     }
 }
