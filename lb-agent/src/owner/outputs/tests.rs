@@ -174,14 +174,14 @@ fn a_service_that_was_left_out_has_no_receipt_until_it_has_room() {
 /// LB-8, 2.23.
 #[test]
 fn what_cannot_be_programmed_is_a_warning_on_its_service_with_field_and_remedy() {
-    let (outputs, _outlets, mut notes) = outputs();
+    let (mut outputs, _outlets, mut notes) = outputs();
     let fault = Fault::new("spec.externalIPs[1]", Reason::NotAnAddress("x".into()));
-    outputs.notice(&Notice::new(&name(), &fault));
+    outputs.notice(&Notice::new(&name(), &fault), true);
     let key = PortKey { service: name(), port: "http".into(), protocol: Protocol::Tcp, family: Family::V4 };
     let at = L4Addr { addr: std::net::IpAddr::from([192, 0, 2, 1]).into(), port: 80 };
     let owner = ServiceName::new("ns", "older");
     let frontend = FrontendKey::new(at, Proto::TCP);
-    outputs.contested(&Contested { port: key.clone(), frontend, owner });
+    outputs.contested(&Contested { port: key.clone(), frontend, owner }, true);
     outputs.left_out([(&key, &NoRoom::Backends(3))].into_iter());
     for (reason, parts) in [
         ("FieldNotUsed", ["spec.externalIPs[1]", "is not an IP address", "write it like"]),
@@ -193,4 +193,36 @@ fn what_cannot_be_programmed_is_a_warning_on_its_service_with_field_and_remedy()
         assert_eq!(note.subject, Subject::Service(name()));
         assert!(parts.iter().all(|part| note.text.contains(part)), "{}", note.text);
     }
+}
+
+/// LB-6: one Event per Service and node would be told of what the operator wanted.
+#[test]
+fn what_the_operator_switched_off_is_no_event() {
+    let (mut outputs, _outlets, mut notes) = outputs();
+    let fault = Fault::new("spec.externalIPs", Reason::ExternalIpsOff);
+    outputs.notice(&Notice::new(&name(), &fault), true);
+    assert!(notes.try_recv().is_err());
+}
+
+#[test]
+fn what_a_full_queue_dropped_is_told_by_a_full_pass_if_it_still_holds() {
+    let (mut outputs, outlets, mut notes) = outputs();
+    let state = ClusterState::new("n1".into());
+    let notice = |port: i64| Notice::new(&name(), &Fault::new("spec.ports", Reason::PortOutOfRange(port)));
+    while outlets.events.offer(Note::starting()).is_ok() {}
+    let known = [70_000, 70_001, 70_002].map(notice);
+    for notice in &known {
+        outputs.notice(notice, true);
+    }
+    succeed(&mut outputs, &state);
+    while notes.try_recv().is_ok() {}
+    let mut told = |outputs: &mut Outputs, is_full: bool, still: &[Notice]| {
+        outputs.is_full = is_full;
+        still.iter().for_each(|notice| outputs.notice(notice, false));
+        succeed(outputs, &state);
+        core::iter::from_fn(|| notes.try_recv().ok()).count()
+    };
+    assert_eq!(told(&mut outputs, false, &known), 0, "a pass over some Services");
+    assert_eq!(told(&mut outputs, true, &known[1..]), 2, "the first does not hold any more");
+    assert_eq!(told(&mut outputs, true, &known), 0, "once");
 }
