@@ -239,6 +239,12 @@ impl Outputs {
         self.settled = Settled::default();
     }
 
+    /// Changes wait on purpose (SY-2), and the owner is there: its ticks are done, the objects are not.
+    fn held_back(&self) {
+        let ticks = Settled { ticks: self.settled.ticks, ..Settled::default() };
+        self.outlets.health.settled(ticks, Timestamp::now());
+    }
+
     fn tell_health_port(&mut self, state: &ClusterState, name: &ServiceName) {
         let wanted = health_port(state, name);
         let before = match wanted {
@@ -252,6 +258,13 @@ impl Outputs {
 }
 
 impl Owner {
+    /// Nothing is done in this turn. After a failure nothing is settled (SY-3).
+    pub(super) fn hold_back(&self) {
+        if self.last_error.is_none() {
+            self.outputs.held_back();
+        }
+    }
+
     /// Tells others what has become of everything that was taken, after a pass that began at `began`.
     pub(super) fn publish(&mut self, began: Instant) {
         self.outputs.look_at_node(self.state.node());

@@ -9,7 +9,11 @@ use crate::{
         Change, ClusterIps, Conditions, EndpointFacts, Fault, Node, Protocol, Reason, Service, ServicePort,
         ServiceType, Slice, SliceBuilder, SliceName, SlicePort, TrafficPolicy, Trigger,
     },
-    observe::{events::Subject, outlets},
+    observe::{
+        events::Subject,
+        health::{Health, TIMEOUT},
+        outlets,
+    },
 };
 
 /// HZ-4.
@@ -32,7 +36,7 @@ fn name() -> ServiceName {
 }
 
 fn outputs() -> (Outputs, Outlets, Receiver<Note>) {
-    let (outlets, notes) = outlets(Path::new("/nowhere"), true, crate::owner::Duration::from_secs(30));
+    let (outlets, notes) = outlets(Path::new("/nowhere"), true, Health::default());
     (Outputs::new(outlets.clone()), outlets, notes.unwrap())
 }
 
@@ -112,7 +116,7 @@ fn a_pass_that_fails_tells_nothing_and_the_next_one_everything() {
     outputs.planned(&[name()]);
     outputs.failed(&anyhow::anyhow!("no memory"));
 
-    let late = stamp.at + crate::observe::health::TIMEOUT;
+    let late = stamp.at + TIMEOUT;
     assert!(!outlets.health.judge(late).is_live());
     assert!(!outlets.health.judge(late).is_ready);
     assert_eq!(outputs.committed(|_| true), []);
@@ -138,9 +142,30 @@ fn before_everything_is_listed_what_was_taken_is_done() {
     outlets.health.object_queued(&event, stamp.at);
     outputs.took(&event, stamp);
     outputs.idle();
-    let judgement = outlets.health.judge(stamp.at + crate::observe::health::TIMEOUT);
+    let judgement = outlets.health.judge(stamp.at + TIMEOUT);
     assert!(judgement.is_live() && !judgement.is_ready);
     assert_eq!(judgement.last_updated(), None);
+}
+
+/// SY-2, HZ-2: the owner that holds changes back is there, and its objects wait.
+#[test]
+fn what_is_held_back_on_purpose_settles_ticks_and_no_objects() {
+    let (mut outputs, outlets, _notes) = outputs();
+    let begin = Instant::now();
+    let late = begin + TIMEOUT;
+    outlets.health.tick_queued(begin);
+    outputs.took_tick(begin);
+    assert!(!outlets.health.judge(late).is_live());
+    outputs.held_back();
+    assert!(outlets.health.judge(late).is_live());
+    assert_eq!(outlets.health.judge(late).last_updated(), None);
+    let event = Event::Service(Change::Delete(name()));
+    outlets.health.object_queued(&event, begin);
+    outputs.took(&event, Stamp { at: begin, time: Timestamp::now() });
+    outputs.held_back();
+    assert!(!outlets.health.judge(late).is_live(), "longer than on purpose");
+    succeed(&mut outputs, &state("n1"));
+    assert!(outlets.health.judge(late).is_live());
 }
 
 /// A pass without anything to do is no sync: ticks come every second.
