@@ -76,7 +76,7 @@ pub struct SocketArgs {
 /// Where the agent answers probes and scrapes.
 #[derive(Clone, Debug, Args)]
 pub struct ObserveArgs {
-    /// Where /healthz and /livez are answered over HTTP; nothing for nowhere.
+    /// Where /healthz, /livez and /readyz are answered over HTTP; nothing for nowhere.
     #[arg(long, env = "LB_HEALTHZ_ADDRESS", default_value = "0.0.0.0:10256", value_name = "ADDRESS:PORT")]
     pub healthz_address: String,
     /// Where /metrics is answered over HTTP; nothing for nowhere.
