@@ -216,7 +216,7 @@ mod tests {
         runtime().block_on(async {
             let (mut client, stream) = duplex(4 * LONGEST_HEAD);
             client.write_all(b"GET / HTTP/1.1\r\nX: ").await.unwrap();
-            client.write_all(&[b'x'; 2 * LONGEST_HEAD]).await.unwrap();
+            client.write_all(&vec![b'x'; 2 * LONGEST_HEAD]).await.unwrap();
             timeout(LONG, converse(stream, answers(b"ok"), LONG * 2)).await.unwrap();
             let mut said = String::new();
             client.read_to_string(&mut said).await.unwrap();

@@ -243,7 +243,9 @@ fn what_a_full_queue_dropped_is_told_by_a_full_pass_if_it_still_holds() {
     while notes.try_recv().is_ok() {}
     let mut told = |outputs: &mut Outputs, is_full: bool, still: &[Notice]| {
         outputs.is_full = is_full;
-        still.iter().for_each(|notice| outputs.notice(notice, false));
+        for notice in still {
+            outputs.notice(notice, false);
+        }
         succeed(outputs, &state);
         core::iter::from_fn(|| notes.try_recv().ok()).count()
     };
