@@ -161,8 +161,8 @@ pub struct SyncArgs {
     /// 10 s at least, and --min-sync-interval more.
     #[arg(long, env = "LB_RESYNC_INTERVAL", default_value = "30s", value_name = "DURATION")]
     pub resync_interval: GoDuration,
-    /// Shortest time between two passes over what has changed, --resync-interval at most. A change that comes alone is written
-    /// at once.
+    /// Shortest time between two passes over what has changed, --resync-interval at most. A change that comes alone is
+    /// written at once.
     #[arg(long, env = "LB_MIN_SYNC_INTERVAL", default_value = "100ms", value_name = "DURATION")]
     pub min_sync_interval: GoDuration,
 }

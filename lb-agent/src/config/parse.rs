@@ -123,8 +123,8 @@ impl Parsed {
             values.any(|(flag, _, origin)| flag == "nodeport-addresses" && origin == Origin::File)
         };
         (self.assumes_mode && is_in_force()).then_some(
-            "--config says neither mode nor nodePortAddresses: NodePorts are served on all addresses, as by kube-proxy's \
-             iptables mode; `nodePortAddresses: [primary]` serves the primary ones only",
+            "--config says neither mode nor nodePortAddresses: NodePorts are served on all addresses, as by \
+             kube-proxy's iptables mode; `nodePortAddresses: [primary]` serves the primary ones only",
         )
     }
 

@@ -51,8 +51,8 @@ fn page() -> String {
             Meaning::Flag(flag) => format!("`--{flag}`"),
             Meaning::FlagIn(flag, modes) => format!("`--{flag}`, in mode {}", names(modes)),
             Meaning::Mode => {
-                "`iptables`, `ipvs` and none make `all` the default of `--nodeport-addresses`; none, which a kube-proxy on Linux \
-                 takes for `iptables`, is said in one line of the log (NP-3)"
+                "`iptables`, `ipvs` and none make `all` the default of `--nodeport-addresses`; none, which a kube-proxy on \
+                 Linux takes for `iptables`, is said in one line of the log (NP-3)"
                     .to_owned()
             }
             Meaning::Nothing(why) => format!("not used: {why}"),

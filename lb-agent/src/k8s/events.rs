@@ -145,7 +145,7 @@ impl Sending {
     }
 }
 
-/// Whether the server will answer the same when it is asked again. 429 is its priority and fairness, which says "later".
+/// Whether the server will answer the same when it is asked again. 429 is its priority and fairness: "later".
 const fn is_final(code: u16) -> bool {
     code < 500 && code != 429
 }

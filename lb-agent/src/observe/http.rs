@@ -25,7 +25,7 @@ pub(super) type Answers = Arc<dyn Fn(&Method, &str) -> Answer + Send + Sync>;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 128;
-/// Connections of one socket at a time. One more ends the oldest: a probe must not wait for those who say nothing (HZ-3).
+/// Connections of one socket at a time. One more ends the oldest: probes do not wait for the silent (HZ-3).
 const MOST_CONNECTIONS: usize = 128;
 /// A connection is closed when its next request has not come, or its last answer was not taken, for so long.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -16,8 +16,8 @@ use crate::{
     model::{Change, Event, Family, ServiceName},
 };
 
-/// Triggers of a family that one Service keeps while it waits, the first ones: without room it waits for long, and its slices
-/// go on changing.
+/// Triggers of a family that one Service keeps while it waits, the first ones: without room it waits for long, and its
+/// slices go on changing.
 const MOST_TRIGGERS: usize = 32;
 
 /// What became of the latest change of a Service.

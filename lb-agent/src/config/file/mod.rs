@@ -216,8 +216,8 @@ impl Reader {
         self.config.given.push(Given { flag, text, path: path.to_owned(), place });
     }
 
-    /// NP-3: without a list, kube-proxy's older modes serve NodePorts on all addresses. A kube-proxy on Linux that is told no
-    /// mode, as by kubeadm's `mode: ""`, runs iptables.
+    /// NP-3: without a list, kube-proxy's older modes serve NodePorts on all addresses. A kube-proxy on Linux that is
+    /// told no mode, as by kubeadm's `mode: ""`, runs iptables.
     fn defaults_of_mode(&mut self, entries: &[(String, Node)], top: Place) {
         let is_older = self.mode != Mode::Nftables;
         if is_older && self.config.given.iter().all(|given| given.flag != "nodeport-addresses") {
