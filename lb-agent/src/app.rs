@@ -132,8 +132,8 @@ async fn supervise(args: &RunArgs, settings: Settings, pins: PinDir) -> anyhow::
     let server = Server::bind(&args.socket.socket)?;
     let (sender, messages) = channel(QUEUE);
     let node = Arc::clone(&settings.node);
-    let (outlets, notes) =
-        observe::outlets(&args.pins.pin_dir, args.manifests.is_none(), settings.resync_interval);
+    let health = Health::new(settings.resync_interval, settings.min_sync_interval);
+    let (outlets, notes) = observe::outlets(&args.pins.pin_dir, args.manifests.is_none(), health);
     let metrics = Arc::clone(&outlets.metrics);
     let healed = move |freed, has_failed| metrics.healed(freed, has_failed);
     let healer =

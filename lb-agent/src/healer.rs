@@ -11,10 +11,10 @@ use std::{
     process::{Child, Command, Output, Stdio},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -25,6 +25,12 @@ use tracing::{debug, warn};
 const OWN_PROGRAM: &str = "/proc/self/exe";
 /// A process that is not done by then waits for something that may never come.
 const LIMIT: Duration = Duration::from_mins(1);
+/// Between the starts of two runs: what is asked for meanwhile is one run.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Pause after a run that something stood in the way of; it doubles with each one.
+const FIRST_AGAIN: Duration = Duration::from_secs(1);
+/// The longest of these pauses: a capability that is missing may never come.
+const LAST_AGAIN: Duration = Duration::from_mins(5);
 
 /// What a run of `lb-agent heal-sockets` has done.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -78,6 +84,14 @@ impl Wanted {
             if known.len() > MOST_NAMED {
                 *self = Self::Everything;
             }
+        }
+    }
+
+    /// What a run could not do is looked for by the next one, together with what was asked for meanwhile.
+    fn merge(&mut self, undone: Self) {
+        match undone {
+            Self::Gone(gone) => self.add(gone),
+            Self::Everything => *self = Self::Everything,
         }
     }
 
@@ -150,19 +164,65 @@ fn serve(
     wanted: &Mutex<Wanted>,
     (mut heal, healed): (impl FnMut(&Wanted) -> io::Result<Output>, impl Fn(usize, bool)),
 ) {
-    let mut told = Told::default();
-    while requests.recv().is_ok() {
-        let wanted =
-            mem::replace(&mut *wanted.lock().unwrap_or_else(PoisonError::into_inner), Wanted::NOTHING);
-        let result = heal(&wanted);
+    let lock = || wanted.lock().unwrap_or_else(PoisonError::into_inner);
+    let (mut told, mut turns) = (Told::default(), Turns::default());
+    while wait(requests, &turns) {
+        thread::sleep(turns.rest(Instant::now()));
+        // What was asked for meanwhile is in this run.
+        let _merged = requests.try_recv();
+        let now = mem::replace(&mut *lock(), Wanted::NOTHING);
+        turns.began(Instant::now());
+        let result = heal(&now);
         if let Ok(output) = &result {
             debug!(result = %one_line(&output.stdout), "looked for UDP sockets that lead nowhere");
         }
         let problem = problem(&result);
         healed(freed(&result), problem.is_some());
+        turns.ended(Instant::now(), problem.is_some());
+        if problem.is_some() {
+            lock().merge(now);
+        }
         if let Some(reason) = told.news(problem) {
             warn!(%reason, "connected UDP sockets that lead nowhere may stay so until they connect anew");
         }
+    }
+}
+
+/// Waits until something is asked for, or is due again. False for the end.
+fn wait(requests: &Receiver<()>, turns: &Turns) -> bool {
+    match turns.again(Instant::now()) {
+        None => requests.recv().is_ok(),
+        Some(pause) => requests.recv_timeout(pause) != Err(RecvTimeoutError::Disconnected),
+    }
+}
+
+/// When the next run is due. Pure.
+#[derive(Debug, Default)]
+struct Turns {
+    /// Start of the last run.
+    began: Option<Instant>,
+    /// After a run that something stood in the way of: the pause, and its end.
+    again: Option<(Duration, Instant)>,
+}
+
+impl Turns {
+    fn began(&mut self, now: Instant) {
+        self.began = Some(now);
+    }
+
+    fn ended(&mut self, now: Instant, has_problem: bool) {
+        let pause = self.again.map_or(FIRST_AGAIN, |(pause, _)| (pause * 2).min(LAST_AGAIN));
+        self.again = has_problem.then(|| (pause, now + pause));
+    }
+
+    /// How long a run that was asked for waits: not at all after quiet.
+    fn rest(&self, now: Instant) -> Duration {
+        self.began.map_or(Duration::ZERO, |began| (began + INTERVAL).saturating_duration_since(now))
+    }
+
+    /// When a run is due that nobody asks for.
+    fn again(&self, now: Instant) -> Option<Duration> {
+        self.again.map(|(_, end)| end.saturating_duration_since(now))
     }
 }
 
@@ -246,9 +306,7 @@ fn one_line(text: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        os::unix::process::ExitStatusExt as _, process::ExitStatus, sync::mpsc::channel, time::Instant,
-    };
+    use std::{os::unix::process::ExitStatusExt as _, process::ExitStatus, sync::mpsc::channel};
 
     use super::*;
 
@@ -309,6 +367,72 @@ mod tests {
         end.send(()).unwrap();
         let counted: Vec<_> = counts.iter().take(4).collect();
         assert_eq!(counted, [(2, false); 4], "and what each run frees is counted (CT-7)");
+    }
+
+    /// CT-4, CT-7: nobody would ask for an address again.
+    #[test]
+    fn what_a_run_could_not_do_is_looked_for_again_without_being_asked_for() {
+        let (seen, runs) = channel();
+        let mut results =
+            [Err(io::ErrorKind::TimedOut.into()), Ok(output(1, "", "x")), Ok(output(0, "", ""))].into_iter();
+        let healer = Healer::with(
+            move |wanted| {
+                seen.send((wanted.arguments(), Instant::now())).unwrap();
+                results.next().unwrap()
+            },
+            |_, _| {},
+        )
+        .unwrap();
+        let at = |last: u16| SocketAddr::from(([10, 1, 0, 1], last));
+        healer.heal([at(1)]);
+        let (first, began) = runs.recv().unwrap();
+        assert_eq!(first, ["--gone", "10.1.0.1:1"]);
+        let (again, next) = runs.recv().unwrap();
+        assert_eq!(again, first);
+        assert!(next.duration_since(began) >= INTERVAL, "no busy loop");
+        // Something new does not wait for the end of the pause, and takes what is undone with it.
+        healer.heal([at(2)]);
+        assert_eq!(runs.recv().unwrap().0, ["--gone", "10.1.0.1:1,10.1.0.1:2"]);
+        drop(healer);
+        assert!(runs.recv().is_err(), "all is done");
+    }
+
+    #[test]
+    fn a_first_run_waits_for_nothing_and_pauses_after_failures_grow() {
+        let (begin, mut turns) = (Instant::now(), Turns::default());
+        let at = |millis| begin + Duration::from_millis(millis);
+        assert_eq!((turns.rest(begin), turns.again(begin)), (Duration::ZERO, None));
+        turns.began(at(0));
+        assert_eq!(turns.rest(at(300)), Duration::from_millis(700));
+        assert_eq!(turns.rest(at(1000)), Duration::ZERO);
+        let pauses: Vec<u64> = (0..11)
+            .map(|_| {
+                turns.ended(begin, true);
+                turns.again(begin).unwrap().as_secs()
+            })
+            .collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+        assert_eq!(turns.again(at(400_000)), Some(Duration::ZERO));
+        turns.ended(begin, false);
+        assert_eq!(turns.again(begin), None, "nothing is left to do");
+        turns.ended(begin, true);
+        assert_eq!(turns.again(begin), Some(FIRST_AGAIN));
+    }
+
+    #[test]
+    fn what_is_undone_joins_what_is_asked_for() {
+        let gone = |ports: &[u16]| {
+            Wanted::Gone(ports.iter().map(|port| SocketAddr::from(([10, 1, 0, 1], *port))).collect())
+        };
+        for (asked, undone, both) in [
+            (gone(&[1]), gone(&[2]), gone(&[1, 2])),
+            (gone(&[1]), Wanted::Everything, Wanted::Everything),
+            (Wanted::Everything, gone(&[1]), Wanted::Everything),
+        ] {
+            let mut merged = asked;
+            merged.merge(undone);
+            assert_eq!(merged, both);
+        }
     }
 
     fn output(status: i32, stdout: &str, stderr: &str) -> Output {

@@ -12,7 +12,7 @@ use lb_agent::{
     app, cli,
     config::{self, Command, LogFormat, ParseError, Parsed},
 };
-use tracing::warn;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -42,6 +42,9 @@ fn run(parsed: Parsed) -> anyhow::Result<()> {
     for ignored in &parsed.ignored {
         let config::file::Ignored { path, value, why } = ignored;
         warn!(field = path, value, reason = why, "a field of --config is not used");
+    }
+    if let Some(assumption) = parsed.assumption() {
+        info!("{assumption}");
     }
     app::run(args, parsed.file)
 }

@@ -479,9 +479,12 @@ impl Owner {
     fn compile(&mut self, name: &ServiceName) -> Desired {
         let compiled = self.state.compile(name);
         let known = self.notices.get(name).map_or(&[][..], Vec::as_slice);
-        for notice in compiled.notices.iter().filter(|notice| !known.contains(notice)) {
-            warn!(service = %notice.service, field = %notice.field, reason = %notice.reason, "cannot use a field");
-            self.outputs.notice(notice);
+        for notice in &compiled.notices {
+            let is_new = !known.contains(notice);
+            if is_new {
+                warn!(service = %notice.service, field = %notice.field, reason = %notice.reason, "cannot use a field");
+            }
+            self.outputs.notice(notice, is_new);
         }
         self.outputs.compiled(name, &compiled.ports);
         if compiled.notices.is_empty() {
@@ -506,13 +509,14 @@ impl Owner {
             before.into_iter().partition(|(port, _)| planned.contains(&port.service));
         self.contested = kept;
         for contested in outcome.contested {
-            if !known.get(&contested.port).is_some_and(|old| old.contains(&contested)) {
+            let is_new = !known.get(&contested.port).is_some_and(|old| old.contains(&contested));
+            if is_new {
                 warn!(
                     service = %contested.port.service, frontend = %contested.frontend.at(), owner = %contested.owner,
                     "another Service owns this address and port"
                 );
-                self.outputs.contested(&contested);
             }
+            self.outputs.contested(&contested, is_new);
             self.contested.entry(contested.port.clone()).or_default().push(contested);
         }
         self.left_out.extend(outcome.left_out);

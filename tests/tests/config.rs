@@ -47,7 +47,7 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     );
     assert_eq!(line(&out, "oom-score-adj"), "# --oom-score-adj=2 environment");
     assert_eq!(line(&out, "node-name"), "# --node-name=flag flag");
-    assert_eq!(line(&out, "nodeport-addresses"), "# --nodeport-addresses=primary default");
+    assert_eq!(line(&out, "nodeport-addresses"), "# --nodeport-addresses=all file");
 
     let again = write(&home, &out);
     let (ok, out, err) = print(&["--config", &again], &[]);

@@ -31,6 +31,9 @@ impl Parsed {
         for ignored in &self.ignored {
             line(&mut text, format_args!("# not used: {}: {}: {}", ignored.path, ignored.value, ignored.why));
         }
+        if let Some(assumption) = self.assumption() {
+            line(&mut text, format_args!("# {assumption}"));
+        }
         text.push_str("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n");
         text.push_str(&document(&values));
         text

@@ -76,7 +76,7 @@ pub struct SocketArgs {
 /// Where the agent answers probes and scrapes.
 #[derive(Clone, Debug, Args)]
 pub struct ObserveArgs {
-    /// Where /healthz and /livez are answered over HTTP; nothing for nowhere.
+    /// Where /healthz, /livez and /readyz are answered over HTTP; nothing for nowhere.
     #[arg(long, env = "LB_HEALTHZ_ADDRESS", default_value = "0.0.0.0:10256", value_name = "ADDRESS:PORT")]
     pub healthz_address: String,
     /// Where /metrics is answered over HTTP; nothing for nowhere.
@@ -157,10 +157,12 @@ pub struct SelectArgs {
 /// When something is written.
 #[derive(Clone, Debug, Args)]
 pub struct SyncArgs {
-    /// Longest pause before a failed write is tried again; /healthz fails when a change has waited for twice as long, 10 s at least.
+    /// Longest pause before a failed write is tried again; /healthz fails when a change has waited for twice as long,
+    /// 10 s at least, and --min-sync-interval more.
     #[arg(long, env = "LB_RESYNC_INTERVAL", default_value = "30s", value_name = "DURATION")]
     pub resync_interval: GoDuration,
-    /// Shortest time between two passes over what has changed. A change that comes alone is written at once.
+    /// Shortest time between two passes over what has changed, --resync-interval at most. A change that comes alone is
+    /// written at once.
     #[arg(long, env = "LB_MIN_SYNC_INTERVAL", default_value = "100ms", value_name = "DURATION")]
     pub min_sync_interval: GoDuration,
 }

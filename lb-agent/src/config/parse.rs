@@ -27,6 +27,7 @@ pub struct Parsed {
     pub file: Option<String>,
     matches: ArgMatches,
     given: Vec<Given>,
+    assumes_mode: bool,
 }
 
 /// Why a command line cannot be used.
@@ -94,7 +95,8 @@ pub fn parse<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) -> Re
 }
 
 fn parsed((cli, matches): (Cli, ArgMatches), file: Option<String>, config: FileConfig) -> Parsed {
-    Parsed { cli, ignored: config.ignored, file, matches, given: config.given }
+    let FileConfig { given, ignored, assumes_mode } = config;
+    Parsed { cli, ignored, file, matches, given, assumes_mode }
 }
 
 fn read(mut command: Clap, args: &[OsString]) -> Result<(Cli, ArgMatches), clap::Error> {
@@ -114,6 +116,18 @@ fn check(given: &Given) -> Result<(), file::Fault> {
 }
 
 impl Parsed {
+    /// What a person should know of a default that the file has chosen by saying nothing; nothing where a flag says it.
+    pub fn assumption(&self) -> Option<&'static str> {
+        let is_in_force = || {
+            let mut values = self.values().into_iter();
+            values.any(|(flag, _, origin)| flag == "nodeport-addresses" && origin == Origin::File)
+        };
+        (self.assumes_mode && is_in_force()).then_some(
+            "--config says neither mode nor nodePortAddresses: NodePorts are served on all addresses, as by \
+             kube-proxy's iptables mode; `nodePortAddresses: [primary]` serves the primary ones only",
+        )
+    }
+
     /// The flags of `run`, each with its texts and where they come from, as far as they have any.
     pub(super) fn values(&self) -> Vec<(String, String, Origin)> {
         let Some((RUN, matches)) = self.matches.subcommand() else { return Vec::new() };

@@ -51,7 +51,9 @@ fn page() -> String {
             Meaning::Flag(flag) => format!("`--{flag}`"),
             Meaning::FlagIn(flag, modes) => format!("`--{flag}`, in mode {}", names(modes)),
             Meaning::Mode => {
-                "`iptables` and `ipvs` make `all` the default of `--nodeport-addresses` (NP-3)".to_owned()
+                "`iptables`, `ipvs` and none make `all` the default of `--nodeport-addresses`; none, which a kube-proxy on \
+                 Linux takes for `iptables`, is said in one line of the log (NP-3)"
+                    .to_owned()
             }
             Meaning::Nothing(why) => format!("not used: {why}"),
         };

@@ -1,7 +1,11 @@
 //! Events for the API server, `events.k8s.io/v1`. It needs the right to create them; without it a line in the log says so.
 
 use core::time::Duration;
-use std::{sync::Arc, time::Instant};
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    sync::Arc,
+    time::Instant,
+};
 
 use k8s_openapi::{
     api::{
@@ -23,7 +27,7 @@ use tracing::{debug, warn};
 use crate::{
     model::ServiceName,
     observe::{
-        events::{Admission, Filter, Note, Subject},
+        events::{Admission, Budget, Filter, Note, Subject},
         metrics::{EventResult, Metrics},
     },
 };
@@ -36,9 +40,7 @@ const DEFAULT: &str = "default";
 const LONGEST_NOTE: usize = 1024;
 /// Longest `reportingInstance` that the API takes, in bytes.
 const LONGEST_INSTANCE: usize = 128;
-/// Between two Events: a cluster-wide fault has every node send as many as it has Services.
-const PACE: Duration = Duration::from_millis(200);
-/// Pauses before a server that gave no answer is tried again.
+/// Pauses before a server that gave no answer, or has too much to do, is tried again.
 const PAUSES: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(15), Duration::from_secs(30)];
 
@@ -50,7 +52,8 @@ pub async fn run(
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
-    let mut sender = Sending { client, node, metrics, filter: Filter::default(), has_warned: false };
+    let (filter, budget) = (Filter::default(), Budget::new(Instant::now()));
+    let mut sender = Sending { client, node, metrics, filter, budget, has_warned: false };
     let sending = async {
         while let Some(note) = notes.recv().await {
             sender.take(&note).await;
@@ -67,6 +70,7 @@ struct Sending {
     node: Arc<str>,
     metrics: Arc<Metrics>,
     filter: Filter,
+    budget: Budget,
     /// Why no Event can be sent has been said.
     has_warned: bool,
 }
@@ -77,7 +81,7 @@ impl Sending {
             Admission::Repeated => EventResult::Repeated,
             Admission::Limited => EventResult::Limited,
             Admission::Send => {
-                sleep(PACE).await;
+                sleep(self.budget.pause(Instant::now(), random_share())).await;
                 self.send(note).await
             }
         };
@@ -100,7 +104,7 @@ impl Sending {
                     self.has_warned = false;
                     return EventResult::Sent;
                 }
-                Err(kube::Error::Api(status)) if status.code < 500 => {
+                Err(kube::Error::Api(status)) if is_final(status.code) => {
                     self.refused(&status);
                     return EventResult::Failed;
                 }
@@ -139,6 +143,18 @@ impl Sending {
             message, remedy, "Events are refused by the API server, their content is in this log only"
         );
     }
+}
+
+/// Whether the server will answer the same when it is asked again. 429 is its priority and fairness: "later".
+const fn is_final(code: u16) -> bool {
+    code < 500 && code != 429
+}
+
+/// In 0..1, another one each time.
+fn random_share() -> f64 {
+    // Keys of the standard library's maps are random enough to spread nodes.
+    let [one, two, ..] = RandomState::new().hash_one(()).to_le_bytes();
+    f64::from(u16::from_le_bytes([one, two])) / 65536.0
 }
 
 /// The object. The node is in it, because every node may have the same to say of a Service.
@@ -180,6 +196,18 @@ fn cut(text: &str, most: usize) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_that_is_busy_is_asked_again() {
+        for (code, is) in [(400, true), (403, true), (409, true), (429, false), (500, false), (503, false)] {
+            assert_eq!(is_final(code), is, "{code}");
+        }
+        let shares: Vec<f64> = (0..20).map(|_| random_share()).collect();
+        assert!(shares.iter().all(|share| (0.0..1.0).contains(share)), "{shares:?}");
+        #[expect(clippy::float_cmp, reason = "equal bits are what is asked for")]
+        let all_equal = shares.iter().all(|share| *share == shares[0]);
+        assert!(!all_equal, "{shares:?}");
+    }
 
     #[test]
     fn an_event_names_its_object_and_the_node_that_sends_it() {

@@ -26,6 +26,13 @@ const BURST: u32 = 25;
 /// Then one more after each such time.
 const REFILL: Duration = Duration::from_mins(5);
 
+/// Between two Events of a start.
+const BRISK: Duration = Duration::from_millis(200);
+/// Events about everything in one go; then one each [`STEADY`].
+const BURST_OF_ALL: u32 = 25;
+/// A fault of the whole cluster has every node send as many Events as it has Services.
+const STEADY: Duration = Duration::from_secs(2);
+
 /// What an Event is about.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Subject {
@@ -89,11 +96,20 @@ impl Recorder {
 
     /// Leaves a note. Never waits: where the queue is full the note is dropped, and that is counted.
     pub fn record(&self, note: Note) {
-        if let Some(notes) = &self.notes
-            && notes.try_send(note).is_err()
-        {
+        // Who could tell again uses the answer of `offer`.
+        let _dropped = self.offer(note);
+    }
+
+    /// The same; a note that was dropped comes back.
+    ///
+    /// # Errors
+    /// The note, if the queue is full.
+    pub fn offer(&self, note: Note) -> Result<(), Note> {
+        let Some(notes) = &self.notes else { return Ok(()) };
+        notes.try_send(note).map_err(|error| {
             self.metrics.event(EventResult::Dropped);
-        }
+            error.into_inner()
+        })
     }
 }
 
@@ -152,6 +168,39 @@ impl Filter {
     }
 }
 
+/// How fast Events are sent, whatever they are about: a burst, then a steady trickle. Pure.
+#[derive(Debug)]
+pub struct Budget {
+    left: u32,
+    /// When the last one was added or used.
+    since: Instant,
+}
+
+impl Budget {
+    /// A whole burst.
+    pub const fn new(now: Instant) -> Self {
+        Self { left: BURST_OF_ALL, since: now }
+    }
+
+    /// How long the next Event waits at `now`. `share`, in 0..1, is random: all nodes have begun at the same moment.
+    pub fn pause(&mut self, now: Instant, share: f64) -> Duration {
+        while self.left < BURST_OF_ALL && now.saturating_duration_since(self.since) >= STEADY {
+            self.left += 1;
+            self.since += STEADY;
+        }
+        if self.left == BURST_OF_ALL {
+            self.since = now;
+        }
+        if self.left > 0 {
+            self.left -= 1;
+            return BRISK.mul_f64(0.5 + share);
+        }
+        let pause = STEADY.mul_f64(0.5 + share);
+        self.since = now + pause;
+        pause
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,6 +232,28 @@ mod tests {
         assert_eq!(at("b", 100, begin), Admission::Send);
         assert_eq!(at("a", 101, begin + REFILL), Admission::Send);
         assert_eq!(at("a", 102, begin + REFILL), Admission::Limited);
+    }
+
+    #[test]
+    fn a_fault_of_the_whole_cluster_does_not_flood_the_api_server() {
+        let begin = Instant::now();
+        let mut budget = Budget::new(begin);
+        let mut now = begin;
+        for _ in 0..BURST_OF_ALL {
+            now += budget.pause(now, 0.5);
+        }
+        assert!(now.duration_since(begin) < Duration::from_secs(10), "a start is told of soon");
+        let (mut count, end) = (0, now + Duration::from_mins(10));
+        while now < end {
+            now += budget.pause(now, f64::from(count % 10) / 10.0);
+            count += 1;
+        }
+        assert!((290..=330).contains(&count), "{count} in ten minutes");
+        let mut pause = |share| budget.pause(now, share);
+        assert_ne!(pause(0.1), pause(0.9), "nodes drift apart");
+        now += Duration::from_mins(10);
+        assert!((0..BURST_OF_ALL).all(|_| budget.pause(now, 0.9) < Duration::from_secs(1)), "after quiet");
+        assert!(budget.pause(now, 0.0) >= Duration::from_secs(1));
     }
 
     #[test]

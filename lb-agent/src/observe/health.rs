@@ -142,9 +142,11 @@ impl Queue {
 }
 
 impl Health {
-    /// One that waits twice as long as `resync`, [`SHORTEST`] at least.
-    pub fn new(resync: Duration) -> Self {
-        Self { patience: resync.saturating_mul(2).max(SHORTEST), ..Self::default() }
+    /// One that waits twice as long as `resync`, [`SHORTEST`] at least, and for `min_sync` more: what is held back on
+    /// purpose is not late (SY-2).
+    pub fn new(resync: Duration, min_sync: Duration) -> Self {
+        let patience = resync.saturating_mul(2).max(SHORTEST).saturating_add(min_sync);
+        Self { patience, ..Self::default() }
     }
 
     /// An object is about to be sent to the owner, at `at`.
@@ -323,14 +325,17 @@ mod tests {
         }
     }
 
-    /// HZ-2.
+    /// HZ-2, SY-2.
     #[test]
-    fn the_sync_interval_says_how_long_something_may_wait() {
-        for (resync_s, patience_s) in [(30, 60), (45, 90), (5, 10), (1, 10), (0, 10)] {
-            let (health, begin) = (Health::new(Duration::from_secs(resync_s)), Instant::now());
+    fn the_sync_intervals_say_how_long_something_may_wait() {
+        let cases =
+            [(30, 0, 60), (45, 0, 90), (5, 0, 10), (1, 0, 10), (0, 0, 10), (120, 90, 330), (1, 1, 11)];
+        for (resync_s, min_sync_s, patience_s) in cases {
+            let begin = Instant::now();
+            let health = Health::new(Duration::from_secs(resync_s), Duration::from_secs(min_sync_s));
             health.object_queued(&service(), begin);
             let after = |seconds| health.judge(begin + Duration::from_secs(seconds)).is_live();
-            assert!(after(patience_s - 1) && !after(patience_s), "{resync_s}");
+            assert!(after(patience_s - 1) && !after(patience_s), "{resync_s} {min_sync_s}");
         }
     }
 }

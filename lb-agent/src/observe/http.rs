@@ -2,17 +2,19 @@
 //!
 //! Header names are spelled as Go spells them, so that an answer is the same as kube-proxy's.
 
-use core::{net::SocketAddr, time::Duration};
-use std::{convert::Infallible, io, net::Ipv6Addr, sync::Arc};
+use core::{net::SocketAddr, pin::pin, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, io, net::Ipv6Addr, sync::Arc};
 
 use http::{HeaderValue, Method, StatusCode, header};
 use http_body_util::Full;
 use hyper::{Request, Response, body::Bytes, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    net::{TcpListener, TcpSocket, TcpStream},
-    task::JoinSet,
-    time::sleep,
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+    time::{sleep, timeout},
 };
 
 /// A whole answer.
@@ -23,10 +25,12 @@ pub(super) type Answers = Arc<dyn Fn(&Method, &str) -> Answer + Send + Sync>;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 128;
-/// Connections of one socket at a time. Who is one too many waits.
+/// Connections of one socket at a time. One more ends the oldest: probes do not wait for the silent (HZ-3).
 const MOST_CONNECTIONS: usize = 128;
-/// A connection that has sent no whole request for so long is closed.
-const SILENCE: Duration = Duration::from_secs(30);
+/// A connection is closed when its next request has not come, or its last answer was not taken, for so long.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Most bytes of a request's head. Probes and scrapes send some hundred.
+const LONGEST_HEAD: usize = 16 << 10;
 /// After a connection could not be accepted, as without file descriptors.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -96,15 +100,17 @@ pub(super) fn has_no_family(error: &io::Error) -> bool {
 /// Answers until it is dropped; connections end with it.
 pub(super) async fn serve(listener: TcpListener, answers: Answers) {
     let mut connections = JoinSet::new();
+    let mut by_age: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        while connections.len() >= MOST_CONNECTIONS {
-            connections.join_next().await;
-        }
         tokio::select! {
-            Some(_ended) = connections.join_next() => {}
+            Some(_ended) = connections.join_next() => by_age.retain(|one| !one.is_finished()),
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(converse(stream, Arc::clone(&answers)));
+                    while by_age.len() >= MOST_CONNECTIONS {
+                        let Some(oldest) = by_age.pop_front() else { break };
+                        oldest.abort();
+                    }
+                    by_age.push_back(connections.spawn(converse(stream, Arc::clone(&answers), PATIENCE)));
                 }
                 // One that was given up while it waited, or no file descriptor for it.
                 Err(_) => sleep(PAUSE).await,
@@ -113,16 +119,108 @@ pub(super) async fn serve(listener: TcpListener, answers: Answers) {
     }
 }
 
-async fn converse(stream: TcpStream, answers: Answers) {
-    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let answer = answers(request.method(), request.uri().path());
+/// Answers one client. Each request has `patience` in all: to come, and for its answer to be taken.
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    answers: Answers,
+    patience: Duration,
+) {
+    let (request, mut requests) = watch::channel(());
+    let service = service_fn(move |asked: Request<hyper::body::Incoming>| {
+        request.send_replace(());
+        let answer = answers(asked.method(), asked.uri().path());
         async move { Ok::<_, Infallible>(answer) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(SILENCE)
+        .header_read_timeout(patience)
+        .max_buf_size(LONGEST_HEAD)
         .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service);
-    // A client that breaks off is nobody's fault.
-    drop(connection.await);
+    let mut connection = pin!(connection);
+    loop {
+        tokio::select! {
+            // A client that breaks off is nobody's fault.
+            _ended = &mut connection => return,
+            next = timeout(patience, requests.changed()) => if !matches!(next, Ok(Ok(()))) { return },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex},
+        net::TcpStream,
+        runtime::{Builder, Runtime},
+    };
+
+    use super::*;
+
+    /// Nobody waits for it to pass.
+    const LONG: Duration = Duration::from_mins(1);
+
+    fn runtime() -> Runtime {
+        Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    fn answers(body: &'static [u8]) -> Answers {
+        Arc::new(move |_, _| answer(StatusCode::OK, TEXT, body))
+    }
+
+    /// HZ-3: a kubelet that hears nothing restarts the agent.
+    #[test]
+    fn silent_connections_do_not_keep_a_probe_waiting() {
+        runtime().block_on(async {
+            let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0)), Families::One).unwrap();
+            let at = listener.local_addr().unwrap();
+            let server = tokio::spawn(serve(listener, answers(b"ok")));
+            let mut silent = Vec::new();
+            for _ in 0..MOST_CONNECTIONS {
+                silent.push(TcpStream::connect(at).await.unwrap());
+            }
+            let mut probe = TcpStream::connect(at).await.unwrap();
+            probe.write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+            let mut said = String::new();
+            // Less than PATIENCE, after which they would all have been closed anyway.
+            timeout(PATIENCE / 2, probe.read_to_string(&mut said)).await.unwrap().unwrap();
+            assert!(said.starts_with("HTTP/1.1 200 OK\r\n") && said.ends_with("ok"), "{said}");
+            let ended = timeout(LONG, silent[0].read(&mut [0])).await.unwrap();
+            assert!(matches!(ended, Ok(0) | Err(_)), "the oldest made way: {ended:?}");
+            assert!(silent[1].try_read(&mut [0]).is_err(), "and nobody else");
+            server.abort();
+        });
+    }
+
+    /// A client, and whether its connection ends after so short a patience.
+    async fn ends(request: &[u8], body: &'static [u8]) -> (DuplexStream, bool) {
+        let (mut client, stream) = duplex(4096);
+        client.write_all(request).await.unwrap();
+        let talk = converse(stream, answers(body), Duration::from_millis(50));
+        (client, timeout(LONG, talk).await.is_ok())
+    }
+
+    #[test]
+    fn who_does_not_ask_and_who_does_not_listen_are_given_up() {
+        static LARGE: [u8; 1 << 20] = [b'x'; 1 << 20];
+        runtime().block_on(async {
+            for request in ["", "GET / HTTP/1.1\r\nHo", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"] {
+                let (_client, has_ended) = ends(request.as_bytes(), &LARGE).await;
+                assert!(has_ended, "{request:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_head_without_end_is_refused() {
+        runtime().block_on(async {
+            let (mut client, stream) = duplex(4 * LONGEST_HEAD);
+            client.write_all(b"GET / HTTP/1.1\r\nX: ").await.unwrap();
+            client.write_all(&vec![b'x'; 2 * LONGEST_HEAD]).await.unwrap();
+            timeout(LONG, converse(stream, answers(b"ok"), LONG * 2)).await.unwrap();
+            let mut said = String::new();
+            client.read_to_string(&mut said).await.unwrap();
+            assert!(said.starts_with("HTTP/1.1 431 "), "{said}");
+        });
+    }
 }

@@ -23,7 +23,7 @@ pub mod server;
 pub mod service_health;
 mod status;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc};
 
 use tokio::sync::{mpsc::Receiver, watch};
 use tokio_util::sync::CancellationToken;
@@ -53,8 +53,8 @@ pub struct Outlets {
 }
 
 /// The outlets, and the Events to be sent, of which there are none without an API server. Counters of the programs are read
-/// from `pin_dir`. `resync` is `--resync-interval`.
-pub fn outlets(pin_dir: &Path, has_api_server: bool, resync: Duration) -> (Outlets, Option<Receiver<Note>>) {
+/// from `pin_dir`.
+pub fn outlets(pin_dir: &Path, has_api_server: bool, health: Health) -> (Outlets, Option<Receiver<Note>>) {
     let metrics = Arc::new(Metrics::new(pin_dir));
     let (events, notes) = if has_api_server {
         let (events, notes) = Recorder::new(Arc::clone(&metrics));
@@ -63,16 +63,7 @@ pub fn outlets(pin_dir: &Path, has_api_server: bool, resync: Duration) -> (Outle
         (Recorder::nowhere(Arc::clone(&metrics)), None)
     };
     let (listen_on, _) = watch::channel(ListenOn::default());
-    (
-        Outlets {
-            health: Arc::new(Health::new(resync)),
-            metrics,
-            events,
-            health_ports: Arc::default(),
-            listen_on,
-        },
-        notes,
-    )
+    (Outlets { health: Arc::new(health), metrics, events, health_ports: Arc::default(), listen_on }, notes)
 }
 
 /// Answers probes, scrapes and health checks in the background until `stop`.

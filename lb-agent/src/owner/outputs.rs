@@ -17,7 +17,7 @@ use super::{
 use crate::{
     compile::{PortEntries, PortKey},
     hash::HashMap,
-    model::{ClusterState, Event, Family, NodeContext, Notice, ServiceName},
+    model::{ClusterState, Event, Family, NodeContext, Notice, Reason, ServiceName},
     observe::{
         Outlets,
         events::Note,
@@ -64,6 +64,10 @@ pub(super) struct Outputs {
     no_local: HashMap<ServiceName, NoLocal>,
     totals: NoLocal,
     receipts: Receipts,
+    /// What found no room in the queue of Events: a full pass tells it again if it still holds.
+    owed: BTreeSet<Note>,
+    /// The same of the pass under way.
+    dropped: BTreeSet<Note>,
 }
 
 impl Outputs {
@@ -79,6 +83,8 @@ impl Outputs {
             no_local: HashMap::default(),
             totals: NoLocal::default(),
             receipts: Receipts::new(Timestamp::now()),
+            owed: BTreeSet::new(),
+            dropped: BTreeSet::new(),
         }
     }
 
@@ -129,26 +135,34 @@ impl Outputs {
         }
     }
 
-    /// A field of a Service cannot be used.
-    pub(super) fn notice(&self, notice: &Notice) {
-        let text = format!("{}: {}", notice.field, notice.reason);
-        self.outlets.events.record(Note::service(&notice.service, "FieldNotUsed", "Program", text));
+    /// Tells of what holds, if it `is_new` or was dropped before.
+    fn tell(&mut self, is_new: bool, note: impl FnOnce() -> Note) {
+        let may_be_owed = self.is_full && !self.owed.is_empty();
+        if !is_new && !may_be_owed {
+            return;
+        }
+        let note = note();
+        if (self.owed.remove(&note) || is_new)
+            && let Err(note) = self.outlets.events.offer(note)
+        {
+            self.dropped.insert(note);
+        }
     }
 
-    /// Another Service owns a frontend (LB-8).
-    pub(super) fn contested(&self, contested: &Contested) {
-        let text = format!(
-            "{} of port {:?} belongs to Service {}, which is older: give one of the two another address or port",
-            contested.frontend.at(),
-            contested.port.port.as_str(),
-            contested.owner
-        );
-        self.outlets.events.record(Note::service(
-            &contested.port.service,
-            "FrontendContested",
-            "Program",
-            text,
-        ));
+    /// A field of a Service cannot be used; `is_new` if it could be until now.
+    pub(super) fn notice(&mut self, notice: &Notice, is_new: bool) {
+        // What the operator switched off is no news to anybody, and would be one Event per Service and node.
+        if notice.reason == Reason::ExternalIpsOff {
+            return;
+        }
+        let text = || format!("{}: {}", notice.field, notice.reason);
+        self.tell(is_new, || Note::service(&notice.service, "FieldNotUsed", "Program", text()));
+    }
+
+    /// Another Service owns a frontend (LB-8); `is_new` if it did not until now.
+    pub(super) fn contested(&mut self, contested: &Contested, is_new: bool) {
+        let text = || contested_text(contested);
+        self.tell(is_new, || Note::service(&contested.port.service, "FrontendContested", "Program", text()));
     }
 
     /// Maps are full and cannot grow.
@@ -207,6 +221,11 @@ impl Outputs {
         if is_sync {
             self.outlets.metrics.synced(self.is_full, began.elapsed().as_secs_f64(), unix_s(now));
         }
+        if self.is_full {
+            // All that holds was looked at: the rest does not hold any more.
+            self.owed.clear();
+        }
+        self.owed.append(&mut self.dropped);
         self.is_full = false;
         self.outlets.metrics.settled(core::mem::take(&mut self.pending));
         self.outlets.health.settled(Settled { updated: is_sync, ..self.settled }, now);
@@ -218,6 +237,12 @@ impl Outputs {
         self.outlets.metrics.settled(core::mem::take(&mut self.pending));
         self.outlets.health.settled(self.settled, Timestamp::now());
         self.settled = Settled::default();
+    }
+
+    /// Changes wait on purpose (SY-2), and the owner is there: its ticks are done, the objects are not.
+    fn held_back(&self) {
+        let ticks = Settled { ticks: self.settled.ticks, ..Settled::default() };
+        self.outlets.health.settled(ticks, Timestamp::now());
     }
 
     fn tell_health_port(&mut self, state: &ClusterState, name: &ServiceName) {
@@ -233,6 +258,13 @@ impl Outputs {
 }
 
 impl Owner {
+    /// Nothing is done in this turn. After a failure nothing is settled (SY-3).
+    pub(super) fn hold_back(&self) {
+        if self.last_error.is_none() {
+            self.outputs.held_back();
+        }
+    }
+
     /// Tells others what has become of everything that was taken, after a pass that began at `began`.
     pub(super) fn publish(&mut self, began: Instant) {
         self.outputs.look_at_node(self.state.node());
@@ -259,6 +291,15 @@ impl Owner {
             });
         }
     }
+}
+
+fn contested_text(contested: &Contested) -> String {
+    format!(
+        "{} of port {:?} belongs to Service {}, which is older: give one of the two another address or port",
+        contested.frontend.at(),
+        contested.port.port.as_str(),
+        contested.owner
+    )
 }
 
 /// HZ-4.

@@ -16,6 +16,10 @@ use crate::{
     model::{Change, Event, Family, ServiceName},
 };
 
+/// Triggers of a family that one Service keeps while it waits, the first ones: without room it waits for long, and its
+/// slices go on changing.
+const MOST_TRIGGERS: usize = 32;
+
 /// What became of the latest change of a Service.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Receipt {
@@ -105,7 +109,10 @@ impl Receipts {
                 triggers: Vec::new(),
             });
             waiting.changed = waiting.changed.or(times.changed);
-            waiting.triggers.extend(times.trigger);
+            let count = |family| waiting.triggers.iter().filter(|(of, _)| *of == family).count();
+            if let Some(trigger) = times.trigger.filter(|(family, _)| count(*family) < MOST_TRIGGERS) {
+                waiting.triggers.push(trigger);
+            }
             if times.forgets {
                 waiting.triggers.clear();
             }
@@ -197,6 +204,21 @@ mod tests {
         assert_eq!(receipts[0].changed.as_deref(), Some("1970-01-12T13:46:41Z"));
         assert_eq!(receipts[0].received, "1970-01-12T13:46:42Z");
         assert_eq!(receipts[0].committed, "1970-01-12T13:46:50Z");
+    }
+
+    /// ES-17.
+    #[test]
+    fn a_service_that_waits_for_long_keeps_its_first_triggers() {
+        let mut receipts = Receipts::new(at(0));
+        for second in 1..1000 {
+            let times = receipts.times(&slice(Some(second)));
+            receipts.begin(times, at(second), [name()].iter());
+        }
+        let v4 = Times { trigger: Some((Family::V4, at(1000))), ..Times::default() };
+        receipts.begin(v4, at(1000), [name()].iter());
+        let took: Vec<_> = receipts.commit(&name(), at(1001), true).collect();
+        assert_eq!(took.len(), MOST_TRIGGERS + 1);
+        assert_eq!((took[0], took[MOST_TRIGGERS]), ((Family::V6, 1000.0), (Family::V4, 1.0)));
     }
 
     /// ES-17.

@@ -40,6 +40,7 @@ impl Owner {
         let now = Instant::now();
         let is_early = !self.pace.allows(now) && has_changes && self.running.is_some();
         if is_early || !self.retry.allows(now) {
+            self.hold_back();
             return Ok(());
         }
         self.work()?;

@@ -91,6 +91,8 @@ pub struct FileConfig {
     pub given: Vec<Given>,
     /// What is not used.
     pub ignored: Vec<Ignored>,
+    /// `mode` is not said, and a default was chosen as if it were `iptables` (NP-3).
+    pub assumes_mode: bool,
 }
 
 /// Reads the text of a file.
@@ -214,12 +216,14 @@ impl Reader {
         self.config.given.push(Given { flag, text, path: path.to_owned(), place });
     }
 
-    /// NP-3: without a list, kube-proxy's older modes serve NodePorts on all addresses.
+    /// NP-3: without a list, kube-proxy's older modes serve NodePorts on all addresses. A kube-proxy on Linux that is
+    /// told no mode, as by kubeadm's `mode: ""`, runs iptables.
     fn defaults_of_mode(&mut self, entries: &[(String, Node)], top: Place) {
-        let is_older = [Mode::Iptables, Mode::Ipvs].contains(&self.mode);
+        let is_older = self.mode != Mode::Nftables;
         if is_older && self.config.given.iter().all(|given| given.flag != "nodeport-addresses") {
             let place = find(entries, "mode").map_or(top, |node| node.place);
             self.give("nodeport-addresses", "all".to_owned(), "mode", place);
+            self.config.assumes_mode = self.mode == Mode::Unset;
         }
     }
 }

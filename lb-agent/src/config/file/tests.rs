@@ -47,14 +47,26 @@ fn error(text: &str) -> String {
     }
 }
 
+/// NP-3.
 #[test]
-fn what_kubeadm_writes_is_taken_over_without_a_word() {
+fn what_kubeadm_writes_is_taken_over_and_what_it_leaves_open_is_said() {
     let config = read(include_str!("fixtures/kubeadm.yaml")).unwrap();
     assert_eq!(config.ignored, []);
     let args = run(with_file(include_str!("fixtures/kubeadm.yaml"), &[]).unwrap());
     assert_eq!(args.kubeconfig.unwrap().to_str(), Some("/var/lib/kube-proxy/kubeconfig.conf"));
     assert_eq!(args.packets.cluster_cidr.to_string(), "10.244.0.0/16");
-    assert_eq!(args.addresses.nodeport_addresses.to_string(), "primary");
+    assert_eq!(args.addresses.nodeport_addresses.to_string(), "all", "its mode is empty");
+    let said = |args: &[&str]| {
+        let parsed = with_file(include_str!("fixtures/kubeadm.yaml"), args).unwrap();
+        assert_eq!(
+            parsed.effective().contains("# --config says neither mode"),
+            parsed.assumption().is_some()
+        );
+        parsed.assumption()
+    };
+    assert!(said(&[]).unwrap().contains("nodePortAddresses: [primary]"));
+    assert_eq!(said(&["--nodeport-addresses", "all"]), None, "whoever says it knows it");
+    assert_eq!(with_file(&format!("{HEAD}mode: iptables\n"), &[]).unwrap().assumption(), None);
     assert_eq!(args.observe.healthz_address, "0.0.0.0:10256");
     assert_eq!(args.sync.min_sync_interval.to_string(), "100ms");
     assert!(args.addresses.node_ip.is_empty(), "0.0.0.0 is no address of the node");
@@ -89,7 +101,8 @@ fn what_k3s_says_is_taken_over_and_what_means_nothing_here_is_named() {
 
 /// NP-3.
 #[rstest]
-#[case::unset("", "primary")]
+#[case::unset("", "all")]
+#[case::empty("mode: ''\n", "all")]
 #[case::nftables("mode: nftables\n", "primary")]
 #[case::iptables("mode: iptables\n", "all")]
 #[case::ipvs("mode: ipvs\n", "all")]
@@ -119,7 +132,7 @@ fn every_mode_has_its_section() {
                 nftables: {syncPeriod: 2m, minSyncPeriod: 3s}\nconfigSyncPeriod: 15m\n";
     let of = |mode: &str| given(&format!("{text}mode: {mode}\n"));
     let iptables = ["resync-interval=1m", "min-sync-interval=2s", "masquerade-all=true"];
-    assert_eq!(of("''"), iptables);
+    assert_eq!(of("''")[..3], iptables);
     assert_eq!(of("iptables")[..3], iptables);
     assert_eq!(of("nftables"), ["resync-interval=2m", "min-sync-interval=3s"]);
     assert_eq!(of("ipvs")[..2], ["masquerade-all=true", "resync-interval=3m"]);
@@ -131,9 +144,14 @@ fn addresses_without_a_port_get_the_usual_one() {
     let text = "healthzBindAddress: 10.0.0.1\nmetricsBindAddress: '::1'\nbindAddress: 10.0.0.1\n";
     assert_eq!(
         given(text),
-        ["healthz-address=10.0.0.1:10256", "metrics-address=[::1]:10249", "node-ip=10.0.0.1"]
+        [
+            "healthz-address=10.0.0.1:10256",
+            "metrics-address=[::1]:10249",
+            "node-ip=10.0.0.1",
+            "nodeport-addresses=all"
+        ]
     );
-    assert_eq!(given("bindAddress: '::'\n"), [""; 0]);
+    assert_eq!(given("bindAddress: '::'\n"), ["nodeport-addresses=all"]);
     assert_eq!(ignored("bindAddress: 127.0.0.1\n"), ["bindAddress: \"127.0.0.1\""]);
 }
 

@@ -9,7 +9,11 @@ use crate::{
         Change, ClusterIps, Conditions, EndpointFacts, Fault, Node, Protocol, Reason, Service, ServicePort,
         ServiceType, Slice, SliceBuilder, SliceName, SlicePort, TrafficPolicy, Trigger,
     },
-    observe::{events::Subject, outlets},
+    observe::{
+        events::Subject,
+        health::{Health, TIMEOUT},
+        outlets,
+    },
 };
 
 /// HZ-4.
@@ -32,7 +36,7 @@ fn name() -> ServiceName {
 }
 
 fn outputs() -> (Outputs, Outlets, Receiver<Note>) {
-    let (outlets, notes) = outlets(Path::new("/nowhere"), true, crate::owner::Duration::from_secs(30));
+    let (outlets, notes) = outlets(Path::new("/nowhere"), true, Health::default());
     (Outputs::new(outlets.clone()), outlets, notes.unwrap())
 }
 
@@ -112,7 +116,7 @@ fn a_pass_that_fails_tells_nothing_and_the_next_one_everything() {
     outputs.planned(&[name()]);
     outputs.failed(&anyhow::anyhow!("no memory"));
 
-    let late = stamp.at + crate::observe::health::TIMEOUT;
+    let late = stamp.at + TIMEOUT;
     assert!(!outlets.health.judge(late).is_live());
     assert!(!outlets.health.judge(late).is_ready);
     assert_eq!(outputs.committed(|_| true), []);
@@ -138,9 +142,30 @@ fn before_everything_is_listed_what_was_taken_is_done() {
     outlets.health.object_queued(&event, stamp.at);
     outputs.took(&event, stamp);
     outputs.idle();
-    let judgement = outlets.health.judge(stamp.at + crate::observe::health::TIMEOUT);
+    let judgement = outlets.health.judge(stamp.at + TIMEOUT);
     assert!(judgement.is_live() && !judgement.is_ready);
     assert_eq!(judgement.last_updated(), None);
+}
+
+/// SY-2, HZ-2: the owner that holds changes back is there, and its objects wait.
+#[test]
+fn what_is_held_back_on_purpose_settles_ticks_and_no_objects() {
+    let (mut outputs, outlets, _notes) = outputs();
+    let begin = Instant::now();
+    let late = begin + TIMEOUT;
+    outlets.health.tick_queued(begin);
+    outputs.took_tick(begin);
+    assert!(!outlets.health.judge(late).is_live());
+    outputs.held_back();
+    assert!(outlets.health.judge(late).is_live());
+    assert_eq!(outlets.health.judge(late).last_updated(), None);
+    let event = Event::Service(Change::Delete(name()));
+    outlets.health.object_queued(&event, begin);
+    outputs.took(&event, Stamp { at: begin, time: Timestamp::now() });
+    outputs.held_back();
+    assert!(!outlets.health.judge(late).is_live(), "longer than on purpose");
+    succeed(&mut outputs, &state("n1"));
+    assert!(outlets.health.judge(late).is_live());
 }
 
 /// A pass without anything to do is no sync: ticks come every second.
@@ -174,14 +199,14 @@ fn a_service_that_was_left_out_has_no_receipt_until_it_has_room() {
 /// LB-8, 2.23.
 #[test]
 fn what_cannot_be_programmed_is_a_warning_on_its_service_with_field_and_remedy() {
-    let (outputs, _outlets, mut notes) = outputs();
+    let (mut outputs, _outlets, mut notes) = outputs();
     let fault = Fault::new("spec.externalIPs[1]", Reason::NotAnAddress("x".into()));
-    outputs.notice(&Notice::new(&name(), &fault));
+    outputs.notice(&Notice::new(&name(), &fault), true);
     let key = PortKey { service: name(), port: "http".into(), protocol: Protocol::Tcp, family: Family::V4 };
     let at = L4Addr { addr: std::net::IpAddr::from([192, 0, 2, 1]).into(), port: 80 };
     let owner = ServiceName::new("ns", "older");
     let frontend = FrontendKey::new(at, Proto::TCP);
-    outputs.contested(&Contested { port: key.clone(), frontend, owner });
+    outputs.contested(&Contested { port: key.clone(), frontend, owner }, true);
     outputs.left_out([(&key, &NoRoom::Backends(3))].into_iter());
     for (reason, parts) in [
         ("FieldNotUsed", ["spec.externalIPs[1]", "is not an IP address", "write it like"]),
@@ -193,4 +218,38 @@ fn what_cannot_be_programmed_is_a_warning_on_its_service_with_field_and_remedy()
         assert_eq!(note.subject, Subject::Service(name()));
         assert!(parts.iter().all(|part| note.text.contains(part)), "{}", note.text);
     }
+}
+
+/// LB-6: one Event per Service and node would be told of what the operator wanted.
+#[test]
+fn what_the_operator_switched_off_is_no_event() {
+    let (mut outputs, _outlets, mut notes) = outputs();
+    let fault = Fault::new("spec.externalIPs", Reason::ExternalIpsOff);
+    outputs.notice(&Notice::new(&name(), &fault), true);
+    assert!(notes.try_recv().is_err());
+}
+
+#[test]
+fn what_a_full_queue_dropped_is_told_by_a_full_pass_if_it_still_holds() {
+    let (mut outputs, outlets, mut notes) = outputs();
+    let state = ClusterState::new("n1".into());
+    let notice = |port: i64| Notice::new(&name(), &Fault::new("spec.ports", Reason::PortOutOfRange(port)));
+    while outlets.events.offer(Note::starting()).is_ok() {}
+    let known = [70_000, 70_001, 70_002].map(notice);
+    for notice in &known {
+        outputs.notice(notice, true);
+    }
+    succeed(&mut outputs, &state);
+    while notes.try_recv().is_ok() {}
+    let mut told = |outputs: &mut Outputs, is_full: bool, still: &[Notice]| {
+        outputs.is_full = is_full;
+        for notice in still {
+            outputs.notice(notice, false);
+        }
+        succeed(outputs, &state);
+        core::iter::from_fn(|| notes.try_recv().ok()).count()
+    };
+    assert_eq!(told(&mut outputs, false, &known), 0, "a pass over some Services");
+    assert_eq!(told(&mut outputs, true, &known[1..]), 2, "the first does not hold any more");
+    assert_eq!(told(&mut outputs, true, &known), 0, "once");
 }
