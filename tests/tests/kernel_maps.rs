@@ -7,8 +7,10 @@ use lb_agent::datapath::load::{Loaded, Switches, load};
 use lb_agent::maps::contract;
 use lb_agent::maps::memory::{Capacities, MemMaps};
 use lb_agent::maps::pin::PinDir;
-use lb_agent::maps::{Grace as _, Maps, grace::KernelGrace};
-use lb_common::abi::{Addr, Address, Frontend, FrontendKey, FrontendKind, L4Addr, Proto, ServiceId};
+use lb_agent::maps::{Grace as _, Maps, grace::KernelGrace, read};
+use lb_common::abi::{
+    Addr, Address, Backend, Frontend, FrontendKey, FrontendKind, L4Addr, Proto, Service, ServiceId,
+};
 use lb_tests::scenario::{play, read_all};
 use lb_tests::{Bpffs, needs_root};
 
@@ -57,6 +59,17 @@ fn tables_in_the_kernel_keep_the_contract() {
 fn arrays_in_the_kernel_keep_the_contract() {
     needs_root!();
     let mut maps = Pinned::new().open();
+    for array in [&maps.slots, &maps.config, &maps.meta] {
+        assert!((0..array.words()).all(|at| array.load(at) == 0), "new arrays are zeroes");
+    }
+    // But for generations, which begin anywhere: nobody may mean an id of maps that were here before.
+    let services =
+        (0..maps.services.entries(Service::WORDS)).map(|id| read::<4, Service>(&*maps.services, id));
+    let generation = services.clone().next().unwrap().generation;
+    assert!(services.into_iter().all(|service| service == Service { generation, ..Service::FREE }));
+    let backends = (1..maps.backends.entries(1)).map(|id| read::<1, Backend>(&*maps.backends, id));
+    let generation = backends.clone().next().unwrap().generation;
+    assert!(backends.into_iter().all(|it| (it.generation, it.state, it.runs) == (generation, 0, 0)));
     for array in [&mut maps.services, &mut maps.slots, &mut maps.backends, &mut maps.config, &mut maps.meta] {
         contract::array(&mut **array);
     }

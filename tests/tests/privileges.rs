@@ -97,7 +97,7 @@ fn an_agent_that_cannot_heal_says_once_what_it_lacks() {
         [&client, &host].map(|probe| probe.open_udp(&Udp::connected(at("10.0.1.101:53"))).unwrap());
 
     home.apply("one", &datagrams("one", "10.0.1.101", true)).unwrap();
-    let warned = || home.log().matches("connected UDP sockets that were refused may stay so").count();
+    let warned = || home.log().matches("connected UDP sockets that lead nowhere may stay so").count();
     wait_until("the agent to say that it cannot heal", LIMIT, || warned() > 0).unwrap();
     // The pod's socket is in a namespace that only its processes show; the host's namespace is known.
     wait_until("both sockets to be missed", LIMIT, || {
@@ -108,7 +108,7 @@ fn an_agent_that_cannot_heal_says_once_what_it_lacks() {
             && said("which ones were refused; it needs CAP_SYS_PTRACE")
     })
     .unwrap();
-    let rounds = || home.log().matches("looked for refused UDP sockets").count();
+    let rounds = || home.log().matches("looked for UDP sockets that lead nowhere").count();
     let before_that = warned();
     let before = rounds();
     home.apply("two", &datagrams("two", "10.0.1.102", true)).unwrap();
