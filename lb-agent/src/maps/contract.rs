@@ -86,13 +86,13 @@ pub fn array(array: &mut dyn Array) {
     let (low, high) = (0x0123_4567_89ab_cdef, u64::MAX);
     store(array, 0, low);
     store(array, words - 1, high);
-    for at in 0..words {
+    for (at, was) in before.iter().copied().enumerate() {
         let want = if at == 0 {
             low
         } else if at == words - 1 {
             high
         } else {
-            before[at]
+            was
         };
         assert_eq!(array.load(at), want, "word {at} is what was stored there, whole");
     }

@@ -142,7 +142,7 @@ impl Queue {
 }
 
 impl Health {
-    /// One that waits twice as long as `resync`, [`SHORTEST`] at least, and for `min_sync` more: what is held back on
+    /// One that waits twice as long as `resync`, ten seconds at least, and for `min_sync` more: what is held back on
     /// purpose is not late (SY-2).
     pub fn new(resync: Duration, min_sync: Duration) -> Self {
         let patience = resync.saturating_mul(2).max(SHORTEST).saturating_add(min_sync);
