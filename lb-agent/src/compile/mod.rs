@@ -23,6 +23,8 @@ mod frontends;
 #[cfg(test)]
 mod own_address_tests;
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
 
 use crate::model::{
