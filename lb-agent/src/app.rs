@@ -87,6 +87,7 @@ fn settings(args: &RunArgs, cgroup: PathBuf, switches: Switches) -> anyhow::Resu
         },
         service_cidrs: args.select.service_cidr.clone(),
         packets: args.packets.options()?,
+        affinity_clients: args.maps.map_max_affinity,
         min_sync_interval: args.sync.min_sync_interval.0,
         resync_interval: args.sync.resync_interval.0,
     })

@@ -42,6 +42,9 @@ pub struct Healed {
     /// Sockets whose backend is gone.
     #[serde(default)]
     pub stale: usize,
+    /// Sockets of which nobody here can say whether they were ours: the processes that have them are not seen.
+    #[serde(default)]
+    pub unseen: usize,
     /// Those of all of them that are free now.
     pub freed: usize,
     /// Why sockets may have been left as they are, and in which namespaces.
@@ -67,21 +70,31 @@ pub struct Healer {
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Wanted {
     /// Sockets of backends that were at these addresses.
-    Gone(BTreeSet<SocketAddr>),
-    /// Sockets of any backend that is gone.
+    Some(Suspects),
+    /// Sockets of any backend that its frontend has no more.
     Everything,
+}
+
+/// Addresses of backends that sockets may have to be freed from.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Suspects {
+    /// The endpoint is gone.
+    pub gone: BTreeSet<SocketAddr>,
+    /// The Service port is gone, or has lost its frontends; the endpoint serves.
+    pub left: BTreeSet<SocketAddr>,
 }
 
 /// More addresses than this are not named one by one: a command line has an end.
 const MOST_NAMED: usize = 1000;
 
 impl Wanted {
-    const NOTHING: Self = Self::Gone(BTreeSet::new());
+    const NOTHING: Self = Self::Some(Suspects { gone: BTreeSet::new(), left: BTreeSet::new() });
 
-    fn add(&mut self, gone: impl IntoIterator<Item = SocketAddr>) {
-        if let Self::Gone(known) = self {
-            known.extend(gone);
-            if known.len() > MOST_NAMED {
+    fn add(&mut self, suspects: Suspects) {
+        if let Self::Some(known) = self {
+            known.gone.extend(suspects.gone);
+            known.left.extend(suspects.left);
+            if known.gone.len() + known.left.len() > MOST_NAMED {
                 *self = Self::Everything;
             }
         }
@@ -90,20 +103,26 @@ impl Wanted {
     /// What a run could not do is looked for by the next one, together with what was asked for meanwhile.
     fn merge(&mut self, undone: Self) {
         match undone {
-            Self::Gone(gone) => self.add(gone),
+            Self::Some(suspects) => self.add(suspects),
             Self::Everything => *self = Self::Everything,
         }
     }
 
     /// Arguments of the command.
     fn arguments(&self) -> Vec<String> {
-        let addresses = match self {
-            Self::Everything => return Vec::new(),
+        let Self::Some(Suspects { gone, left }) = self else { return Vec::new() };
+        if gone.is_empty() && left.is_empty() {
             // An address that no backend has: only refused sockets are looked for.
-            Self::Gone(gone) if gone.is_empty() => vec!["0.0.0.0:0".to_owned()],
-            Self::Gone(gone) => gone.iter().map(ToString::to_string).collect(),
-        };
-        vec!["--gone".to_owned(), addresses.join(",")]
+            return vec!["--gone".to_owned(), "0.0.0.0:0".to_owned()];
+        }
+        let mut arguments = Vec::new();
+        for (name, addresses) in [("--gone", gone), ("--left", left)] {
+            if !addresses.is_empty() {
+                let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+                arguments.extend([name.to_owned(), addresses.join(",")]);
+            }
+        }
+        arguments
     }
 }
 
@@ -130,7 +149,7 @@ impl Healer {
     /// the healing after it has left sockets refused, and the next one finds nothing to write.
     pub fn heal_after_start(&self) {
         *self.wanted() = Wanted::Everything;
-        self.heal([]);
+        self.heal(Suspects::default());
     }
 
     fn with(
@@ -146,9 +165,9 @@ impl Healer {
         Ok(Self { asked, wanted })
     }
 
-    /// Lets sockets be freed that were refused and whose Service has endpoints by now, and those of backends that were at `gone`.
-    pub fn heal(&self, gone: impl IntoIterator<Item = SocketAddr>) {
-        self.wanted().add(gone);
+    /// Lets sockets be freed that were refused and whose Service has endpoints by now, and those of `suspects`.
+    pub fn heal(&self, suspects: Suspects) {
+        self.wanted().add(suspects);
         // A request that waits already begins after this moment, and sees what it should.
         let _already_asked = self.asked.try_send(());
     }
@@ -310,6 +329,10 @@ mod tests {
 
     use super::*;
 
+    fn gone(addresses: impl IntoIterator<Item = SocketAddr>) -> Suspects {
+        Suspects { gone: addresses.into_iter().collect(), left: BTreeSet::new() }
+    }
+
     #[test]
     fn requests_during_a_run_are_one_more_run_and_none_is_lost() {
         let (began, begins) = channel();
@@ -323,10 +346,10 @@ mod tests {
             |_, _| {},
         )
         .unwrap();
-        healer.heal([]);
+        healer.heal(Suspects::default());
         begins.recv().unwrap();
         for _ in 0..5 {
-            healer.heal([]);
+            healer.heal(Suspects::default());
         }
         end.send(()).unwrap();
         begins.recv().unwrap();
@@ -352,16 +375,18 @@ mod tests {
         )
         .unwrap();
         let at = |last: u16| SocketAddr::from(([10, 1, 0, 1], last));
-        healer.heal([at(1)]);
+        healer.heal(gone([at(1)]));
         assert_eq!(runs.recv().unwrap(), ["--gone", "10.1.0.1:1"]);
-        healer.heal([at(3), at(2)]);
-        healer.heal([at(2)]);
+        healer.heal(gone([at(3), at(2)]));
+        healer.heal(gone([at(2)]));
+        healer.heal(Suspects { left: [at(4)].into(), ..Suspects::default() });
         end.send(()).unwrap();
-        assert_eq!(runs.recv().unwrap(), ["--gone", "10.1.0.1:2,10.1.0.1:3"]);
-        healer.heal([]);
+        let asked = ["--gone", "10.1.0.1:2,10.1.0.1:3", "--left", "10.1.0.1:4"];
+        assert_eq!(runs.recv().unwrap(), asked);
+        healer.heal(Suspects::default());
         end.send(()).unwrap();
         assert_eq!(runs.recv().unwrap(), ["--gone", "0.0.0.0:0"], "refused ones only");
-        healer.heal((0..=u16::try_from(MOST_NAMED).unwrap()).map(at));
+        healer.heal(gone((0..=u16::try_from(MOST_NAMED).unwrap()).map(at)));
         end.send(()).unwrap();
         assert_eq!(runs.recv().unwrap(), [""; 0], "all");
         end.send(()).unwrap();
@@ -384,14 +409,14 @@ mod tests {
         )
         .unwrap();
         let at = |last: u16| SocketAddr::from(([10, 1, 0, 1], last));
-        healer.heal([at(1)]);
+        healer.heal(gone([at(1)]));
         let (first, began) = runs.recv().unwrap();
         assert_eq!(first, ["--gone", "10.1.0.1:1"]);
         let (again, next) = runs.recv().unwrap();
         assert_eq!(again, first);
         assert!(next.duration_since(began) >= INTERVAL, "no busy loop");
         // Something new does not wait for the end of the pause, and takes what is undone with it.
-        healer.heal([at(2)]);
+        healer.heal(gone([at(2)]));
         assert_eq!(runs.recv().unwrap().0, ["--gone", "10.1.0.1:1,10.1.0.1:2"]);
         drop(healer);
         assert!(runs.recv().is_err(), "all is done");
@@ -422,7 +447,7 @@ mod tests {
     #[test]
     fn what_is_undone_joins_what_is_asked_for() {
         let gone = |ports: &[u16]| {
-            Wanted::Gone(ports.iter().map(|port| SocketAddr::from(([10, 1, 0, 1], *port))).collect())
+            Wanted::Some(gone(ports.iter().map(|port| SocketAddr::from(([10, 1, 0, 1], *port)))))
         };
         for (asked, undone, both) in [
             (gone(&[1]), gone(&[2]), gone(&[1, 2])),
@@ -527,7 +552,7 @@ mod tests {
         .unwrap();
         healer.heal_after_start();
         assert_eq!(ends.recv().unwrap(), Err(io::ErrorKind::TimedOut));
-        healer.heal([]);
+        healer.heal(Suspects::default());
         assert_eq!(ends.recv().unwrap(), Ok(true));
     }
 }

@@ -28,7 +28,7 @@ use std::{
 
 use anyhow::Context as _;
 use aya::Ebpf;
-use lb_common::abi::SocketLb;
+use lb_common::abi::{L4Addr, SocketLb};
 use tokio::sync::mpsc::{Receiver, WeakSender};
 use tracing::{debug, error, info, warn};
 
@@ -40,7 +40,7 @@ use crate::{
         attach::{self, Attached},
         load::{self, LoadError, Loaded, Switches},
     },
-    healer::Healer,
+    healer::{Healer, Suspects},
     maps::{
         MapError,
         memory::Capacities,
@@ -112,6 +112,8 @@ pub struct Settings {
     pub service_cidrs: Ranges,
     /// What only packets need.
     pub packets: PacketOptions,
+    /// How many clients with session affinity are remembered at least.
+    pub affinity_clients: u32,
     /// Shortest time between two passes.
     pub min_sync_interval: Duration,
     /// Longest pause before a failed write is tried again.
@@ -155,6 +157,8 @@ pub struct Owner {
     notices: BTreeMap<ServiceName, Vec<Notice>>,
     contested: BTreeMap<PortKey, Vec<Contested>>,
     left_out: BTreeMap<PortKey, NoRoom>,
+    /// Addresses of UDP backends that outlive their Service port.
+    abandoned: BTreeMap<ServiceName, BTreeSet<SocketAddr>>,
     /// When the maps could not be made larger.
     failed_growth: Option<Instant>,
     last_error: Option<String>,
@@ -184,6 +188,7 @@ impl Owner {
             notices: BTreeMap::new(),
             contested: BTreeMap::new(),
             left_out: BTreeMap::new(),
+            abandoned: BTreeMap::new(),
             failed_growth: None,
             last_error: None,
             waiting_since: Instant::now(),
@@ -318,7 +323,12 @@ impl Owner {
 
     /// How large the maps must be for everything that is known now.
     fn need(&self) -> Capacities {
-        Need::of(&self.state, self.node_addresses.entries().len()).capacities()
+        self.with_affinity(Need::of(&self.state, self.node_addresses.entries().len()).capacities())
+    }
+
+    /// The same with room for affinity, which does not depend on what is known.
+    const fn with_affinity(&self, capacities: Capacities) -> Capacities {
+        Capacities { affinity: self.settings.affinity_clients, ..capacities }
     }
 
     /// Loads the programs over maps that are large enough. Whatever fails changes nothing.
@@ -334,7 +344,7 @@ impl Owner {
     /// The same over smaller maps, those that are there if there are any, when large ones cannot be had: what fits follows its
     /// endpoints.
     fn load_what_is_possible(&self) -> Result<(Loaded, Option<LoadError>), LoadError> {
-        let (need, smallest) = (self.need(), Need::default().capacities());
+        let (need, smallest) = (self.need(), self.with_affinity(Need::default().capacities()));
         match self.load(need) {
             Ok(loaded) => Ok((loaded, None)),
             // What is wrong with both is not the size.
@@ -412,10 +422,9 @@ impl Owner {
         (running.flush_log)();
         // What had no room until now may have it.
         self.touched.extend(running.reconciler.settle()?);
-        let gone = running.reconciler.take_gone();
-        if !gone.is_empty() {
-            self.healer.heal(gone.into_iter().map(SocketAddr::from));
-        }
+        let (gone, abandoned) = (running.reconciler.take_gone(), running.reconciler.take_abandoned());
+        self.heal_gone(gone, abandoned);
+        let Some(running) = &mut self.running else { return Ok(()) };
         if running.doubtful {
             running.reconciler.reload()?;
             running.doubtful = false;
@@ -433,6 +442,33 @@ impl Owner {
             self.plan_touched()?;
         }
         Ok(())
+    }
+
+    /// Lets sockets be freed whose backends are gone. One whose Service is gone keeps what it has for as long as a slice says that it
+    /// serves (NE-3): until then only those are freed whose frontend is another Service's by now.
+    fn heal_gone(&mut self, gone: Vec<L4Addr>, abandoned: Vec<(ServiceName, L4Addr)>) {
+        let mut suspects = Suspects::default();
+        suspects.gone.extend(gone.into_iter().map(SocketAddr::from));
+        let state = &self.state;
+        for name in &self.touched {
+            let Some(known) = self.abandoned.get_mut(name) else { continue };
+            suspects.gone.extend(known.extract_if(.., |at| !state.serves_udp(name, *at)));
+            if known.is_empty() {
+                self.abandoned.remove(name);
+            }
+        }
+        for (name, at) in abandoned {
+            let at = SocketAddr::from(at);
+            if state.serves_udp(&name, at) {
+                suspects.left.insert(at);
+                self.abandoned.entry(name).or_default().insert(at);
+            } else {
+                suspects.gone.insert(at);
+            }
+        }
+        if suspects != Suspects::default() {
+            self.healer.heal(suspects);
+        }
     }
 
     /// Plans the touched Services until none is left.
@@ -522,7 +558,9 @@ impl Owner {
         self.left_out.extend(outcome.left_out);
         self.touched.extend(outcome.again);
         if outcome.opened_udp {
-            self.healer.heal([]);
+            // A frontend may have been another Service's, whose flows end now (CT-4).
+            let left = self.abandoned.values().flatten().copied().collect();
+            self.healer.heal(Suspects { left, ..Suspects::default() });
         }
     }
 
@@ -555,7 +593,12 @@ impl Owner {
         let mut taken = self.take_over(loaded)?;
         self.failed_growth = None;
         match self.everything() {
-            Ok(()) => self.hand_over(&mut taken),
+            Ok(()) => {
+                self.hand_over(&mut taken)?;
+                // What the maps before had to tell of backends that are gone went with them.
+                self.healer.heal_after_start();
+                Ok(())
+            }
             // Half filled, and nobody uses them.
             Err(error) if taken.staged.is_some() => Err(error),
             Err(error) => {

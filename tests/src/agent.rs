@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::{Bpffs, Node, Process, binary, names, wait_for};
 
 /// Long enough for a slow machine; reached only by failures.
-const LIMIT: Duration = Duration::from_mins(1);
+const LIMIT: Duration = Duration::from_mins(3);
 
 /// Ending of the name of a [`Home`]'s folder.
 const FOLDER: &str = "home";

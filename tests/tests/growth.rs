@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use lb_agent::compile::{Frontend, FrontendKind, Policies, PortEntries, PortKey, Target};
 use lb_agent::datapath::load::{Loaded, Switches, load};
-use lb_agent::maps::Maps;
 use lb_agent::maps::memory::Capacities;
 use lb_agent::maps::pin::{Content, DATA, PinDir};
+use lb_agent::maps::{Maps, read};
 use lb_agent::model::{Family, Protocol, ServiceName};
 use lb_agent::reconcile::Desired;
-use lb_common::abi::maps;
+use lb_common::abi::{Backend, Service, maps};
 use lb_tests::agent::{service, slice};
 use lb_tests::invariants::{assert_no_dangling, meaning};
 use lb_tests::probe::{Many, Serve, Tcp, Udp};
@@ -187,9 +187,10 @@ fn growths(home: &Home) -> usize {
     home.log().matches("growing the maps").count()
 }
 
-const SMALL: Capacities = Capacities { frontends: 16, addresses: 4, services: 16, slots: 64, backends: 64 };
+const SMALL: Capacities =
+    Capacities { frontends: 16, addresses: 4, services: 16, slots: 64, backends: 64, affinity: 1 };
 const LARGE: Capacities =
-    Capacities { frontends: 64, addresses: 16, services: 32, slots: 256, backends: 128 };
+    Capacities { frontends: 64, addresses: 16, services: 32, slots: 256, backends: 128, affinity: 1 };
 
 /// The maps that [`LARGE`] replaces.
 const GROWN: [&str; 5] = [maps::FRONTENDS, maps::ADDRESSES, maps::SERVICES, maps::SLOTS, maps::BACKENDS];
@@ -249,6 +250,24 @@ fn a_stop_after_any_replaced_pin_leaves_what_was_there() {
         assert_eq!(ids(&next), had, "{replaced} replaced: every Service has its id");
         next.put_all((10..30).map(|n| desired(n, 2)).collect()).unwrap();
         assert!(next.left_out.is_empty(), "{replaced} replaced: {:?} have no room", next.left_out);
+    }
+}
+
+/// Sockets may remember ids of maps that were larger and are lost.
+#[test]
+fn ids_that_come_with_larger_maps_begin_at_a_random_generation() {
+    needs_root!();
+    let bpffs = Bpffs::new("tail").unwrap();
+    let pins = PinDir::open(&bpffs.path().join("lb")).unwrap();
+    drop(open(&pins, SMALL));
+    let maps = open(&pins, LARGE);
+    let services = (SMALL.services..LARGE.services)
+        .map(|id| read::<{ Service::WORDS }, Service>(&*maps.services, id).generation);
+    let backends =
+        (SMALL.backends..LARGE.backends).map(|id| read::<1, Backend>(&*maps.backends, id).generation);
+    for generations in [services.collect::<BTreeSet<u32>>(), backends.collect()] {
+        // One number in four thousand million is 0.
+        assert!(generations.len() == 1 && !generations.contains(&0), "{generations:?}");
     }
 }
 

@@ -15,7 +15,7 @@ use lb_tests::scenario::{play, read_all};
 use lb_tests::{Bpffs, needs_root};
 
 const CAPACITIES: Capacities =
-    Capacities { frontends: 64, addresses: 16, services: 32, slots: 64, backends: 64 };
+    Capacities { frontends: 64, addresses: 16, services: 32, slots: 64, backends: 64, affinity: 1 };
 
 /// The object's maps, pinned in a bpffs of the test's own. Nothing is attached.
 struct Pinned {

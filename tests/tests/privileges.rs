@@ -126,7 +126,7 @@ fn healing_in_a_container_without_the_hosts_processes_fails_and_names_them() {
     home.apply("one", &datagrams("one", "10.0.1.101", false)).unwrap();
     let host = net.node(1).probe("host").unwrap();
     let mut agent = start_with(&net, &home, &NEEDED);
-    let _refused = host.open_udp(&Udp::connected(at("10.0.1.101:53"))).unwrap();
+    let refused = host.open_udp(&Udp::connected(at("10.0.1.101:53"))).unwrap();
     agent.stop(LIMIT).unwrap();
 
     let heal = |mut command: Command| {
@@ -135,9 +135,12 @@ fn healing_in_a_container_without_the_hosts_processes_fails_and_names_them() {
         let json: Value = serde_json::from_slice(&output.stdout).unwrap();
         (output.status.success(), json, String::from_utf8(output.stderr).unwrap())
     };
-    let mut container = net.node(1).command("unshare");
-    container.args(["--pid", "--fork", "--mount-proc", "--"]);
-    let (ok, healed, said) = heal(container);
+    let container = || {
+        let mut container = net.node(1).command("unshare");
+        container.args(["--pid", "--fork", "--mount-proc", "--"]);
+        container
+    };
+    let (ok, healed, said) = heal(container());
     assert!(!ok && said.contains("it needs the host's /proc (hostPID)"), "{said}");
     assert_eq!(
         (&healed["refused"], healed["failures"].as_object().unwrap().len()),
@@ -149,4 +152,11 @@ fn healing_in_a_container_without_the_hosts_processes_fails_and_names_them() {
     assert!(ok, "{said}");
     assert_eq!((&healed["freed"], &healed["failures"]), (&json!(0), &json!({})), "nobody serves it yet");
     assert!(healed["refused"].as_u64().unwrap() >= 1, "{healed:#}");
+
+    // A socket that was never translated is nobody's business, and no reason to ask for the host's processes.
+    host.close(refused.handle).unwrap();
+    let _foreign = host.open_udp(&Udp::connected(at("127.0.0.1:9"))).unwrap();
+    let (ok, healed, said) = heal(container());
+    assert!(ok, "{said}");
+    assert_eq!((&healed["unseen"], &healed["failures"]), (&json!(1), &json!({})));
 }

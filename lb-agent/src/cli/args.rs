@@ -127,9 +127,13 @@ pub struct IncludeArgs {
 /// `lb-agent heal-sockets`
 #[derive(Debug, Args)]
 pub struct HealArgs {
-    /// Of the sockets with backends that are gone, only those of backends at these addresses; without it all.
+    /// Look only for sockets of backends at these addresses, whose endpoints are gone. Without this and --left, for those of all
+    /// backends that their frontend has no more.
     #[arg(long, value_name = "ADDRESS:PORT", value_delimiter = ',')]
     pub gone: Vec<SocketAddr>,
+    /// And for sockets of backends at these addresses that their frontend has no more, if it still exists.
+    #[arg(long, value_name = "ADDRESS:PORT", value_delimiter = ',')]
+    pub left: Vec<SocketAddr>,
     /// Where the pins are.
     #[command(flatten)]
     pub pins: PinArgs,

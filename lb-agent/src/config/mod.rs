@@ -24,7 +24,7 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
 use anyhow::bail;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use lb_common::abi::SocketLb;
+use lb_common::abi::{SocketLb, maps};
 
 use crate::cli::Tool;
 
@@ -154,6 +154,18 @@ pub struct SelectArgs {
     pub service_cidr: Ranges,
 }
 
+/// How much is remembered.
+#[derive(Clone, Debug, Args)]
+pub struct MapArgs {
+    /// How many pairs of a client and a service port with session affinity are remembered at least; the least recently used one makes
+    /// room. Each takes 128 bytes. A number below that of the pinned map takes effect after `lb-agent cleanup` or a reboot.
+    #[arg(
+        long, env = "LB_MAP_MAX_AFFINITY", default_value_t = maps::AFFINITY_ENTRIES,
+        value_parser = clap::value_parser!(u32).range(1..=1 << 24), value_name = "ENTRIES"
+    )]
+    pub map_max_affinity: u32,
+}
+
 /// When something is written.
 #[derive(Clone, Debug, Args)]
 pub struct SyncArgs {
@@ -252,6 +264,9 @@ pub struct RunArgs {
     /// When something is written.
     #[command(flatten)]
     pub sync: SyncArgs,
+    /// How much is remembered.
+    #[command(flatten)]
+    pub maps: MapArgs,
     /// What only packets need.
     #[command(flatten)]
     pub packets: PacketArgs,

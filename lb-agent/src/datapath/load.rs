@@ -21,8 +21,8 @@ use std::{
 };
 
 use lb_common::abi::{
-    Addr, Address, Backend, BackendState, Config, Frontend, FrontendKey, Netns, Service, Words as _,
-    maps as names, split32,
+    Addr, Address, Affinity, AffinityKey, Backend, BackendState, Config, Frontend, FrontendKey, Netns,
+    Service, Words as _, maps as names, split32,
 };
 
 use super::{OBJECT, PROGRAMS, Program, host::HostError};
@@ -112,8 +112,19 @@ fn wanted(capacities: &Capacities, name: &str) -> Option<u32> {
         names::SERVICES => Some(capacities.services),
         names::SLOTS => Some(capacities.slots),
         names::BACKENDS => Some(capacities.backends),
+        names::AFFINITY => Some(with_reserves(capacities.affinity)),
         _ => None,
     }
+}
+
+/// Elements of an LRU map that each CPU may keep for itself, where no other one finds them (`LOCAL_FREE_TARGET` in
+/// kernel/bpf/bpf_lru_list.c; kernels from 6.17 on take fewer in small maps).
+const LRU_RESERVE: u32 = 128;
+
+/// How many entries an LRU map must have so that this many are there for every CPU.
+fn with_reserves(entries: u32) -> u32 {
+    let cpus = aya::util::nr_cpus().ok().and_then(|cpus| u32::try_from(cpus).ok()).unwrap_or(1);
+    entries.saturating_add(cpus.saturating_mul(LRU_RESERVE))
 }
 
 /// Programs that are loaded, not attached.
@@ -161,10 +172,13 @@ pub fn load(
         .map(|name| Ok((*name, again(name, data(ebpf.map(name).ok_or(LoadError::Missing(name))?, name)?)?)))
         .collect::<Result<_, LoadError>>()?;
     match staged.content {
-        Content::Same => new.iter().try_for_each(|(name, map)| copy(dir, name, map))?,
+        Content::Same => {
+            let random = RandomState::new().hash_one(0);
+            new.iter().try_for_each(|(name, map)| copy(dir, name, (map, random)))?;
+        }
         Content::Other => {
             count_exempt(&ebpf)?;
-            begin_generations(&ebpf, RandomState::new().hash_one(0))?;
+            begin_all_generations(&ebpf, RandomState::new().hash_one(0))?;
         }
     }
     let flush_log = read_log(&mut ebpf);
@@ -207,20 +221,38 @@ fn count_exempt(ebpf: &Ebpf) -> Result<(), LoadError> {
 }
 
 /// Lets the generations of all ids begin at a random number: sockets may still remember ids of maps that were here before.
-fn begin_generations(ebpf: &Ebpf, random: u64) -> Result<(), LoadError> {
-    let (services, backends) = split32(random);
-    let map = |name| data(ebpf.map(name).ok_or(LoadError::Missing(name))?, name);
-    let mut array = KernelArray::new(names::SERVICES, map(names::SERVICES)?)?;
-    let words = Service { generation: services, ..Service::FREE }.to_words();
-    for first in (0..array.words()).step_by(Service::WORDS) {
-        array.store(first + Service::GENERATION_WORD, words[Service::GENERATION_WORD])?;
+fn begin_all_generations(ebpf: &Ebpf, random: u64) -> Result<(), LoadError> {
+    for name in [names::SERVICES, names::BACKENDS] {
+        let map = data(ebpf.map(name).ok_or(LoadError::Missing(name))?, name)?;
+        begin_generations(name, &mut KernelArray::new(name, map)?, 0, random)?;
     }
-    let mut array = KernelArray::new(names::BACKENDS, map(names::BACKENDS)?)?;
-    let [word] =
-        Backend { generation: backends, state: BackendState::Free as u8, runs: 0, pad: 0 }.to_words();
-    // Id 0 is nobody's.
-    for index in 1..array.words() {
-        array.store(index, word)?;
+    Ok(())
+}
+
+/// The same for the words from `first` on of an array; nothing for those that hold no ids.
+fn begin_generations(
+    name: &'static str,
+    array: &mut KernelArray,
+    first: usize,
+    random: u64,
+) -> Result<(), LoadError> {
+    let (services, backends) = split32(random);
+    match name {
+        names::SERVICES => {
+            let words = Service { generation: services, ..Service::FREE }.to_words();
+            for at in (first..array.words()).step_by(Service::WORDS) {
+                array.store(at + Service::GENERATION_WORD, words[Service::GENERATION_WORD])?;
+            }
+        }
+        names::BACKENDS => {
+            let state = BackendState::Free as u8;
+            let [word] = Backend { generation: backends, state, runs: 0, pad: 0 }.to_words();
+            // Id 0 is nobody's.
+            for index in first.max(1)..array.words() {
+                array.store(index, word)?;
+            }
+        }
+        _ => {}
     }
     Ok(())
 }
@@ -263,6 +295,7 @@ fn set(capacities: &mut Capacities, name: &str, entries: u32) {
         names::SERVICES => capacities.services = entries,
         names::SLOTS => capacities.slots = entries,
         names::BACKENDS => capacities.backends = entries,
+        // What a larger one has is more than was asked for, and no map is made smaller.
         _ => {}
     }
 }
@@ -290,13 +323,14 @@ fn open_object(
     loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))
 }
 
-/// Copies a pinned map into a bigger one.
-fn copy(dir: &PinDir, name: &'static str, new: &MapData) -> Result<(), LoadError> {
+/// Copies a pinned map into a bigger one. Ids that it did not have begin as those of maps that are made anew.
+fn copy(dir: &PinDir, name: &'static str, (new, random): (&MapData, u64)) -> Result<(), LoadError> {
     let old = MapData::from_pin(dir.map(name)).map_err(|error| opening(name, error))?;
     match name {
         names::FRONTENDS => copy_table::<FrontendKey, Frontend>(name, old, new),
         names::ADDRESSES => copy_table::<Addr, Address>(name, old, new),
-        _ => copy_array(name, &old, new),
+        names::AFFINITY => copy_table::<AffinityKey, Affinity>(name, old, new),
+        _ => copy_array(name, &old, (new, random)),
     }
 }
 
@@ -319,7 +353,7 @@ fn again(name: &'static str, map: &MapData) -> Result<MapData, LoadError> {
     MapData::from_fd(fd).map_err(|error| opening(name, error))
 }
 
-fn copy_array(name: &'static str, old: &MapData, new: &MapData) -> Result<(), LoadError> {
+fn copy_array(name: &'static str, old: &MapData, (new, random): (&MapData, u64)) -> Result<(), LoadError> {
     let old = KernelArray::new(name, old)?;
     let mut new = KernelArray::new(name, new)?;
     for index in 0..old.words() {
@@ -328,7 +362,7 @@ fn copy_array(name: &'static str, old: &MapData, new: &MapData) -> Result<(), Lo
             new.store(index, word)?;
         }
     }
-    Ok(())
+    begin_generations(name, &mut new, old.words(), random)
 }
 
 fn opening(map: &'static str, error: aya::maps::MapError) -> LoadError {

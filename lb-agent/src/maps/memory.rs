@@ -223,6 +223,8 @@ pub struct Capacities {
     pub slots: u32,
     /// `lb_backends`
     pub backends: u32,
+    /// `lb_affinity`: clients that are remembered at least
+    pub affinity: u32,
 }
 
 impl Capacities {
@@ -235,6 +237,7 @@ impl Capacities {
             services: self.services.max(other.services),
             slots: self.slots.max(other.slots),
             backends: self.backends.max(other.backends),
+            affinity: self.affinity.max(other.affinity),
         }
     }
 }
@@ -242,7 +245,14 @@ impl Capacities {
 impl Default for Capacities {
     fn default() -> Self {
         let entries = maps::MIN_ENTRIES;
-        Self { frontends: entries, addresses: entries, services: entries, slots: entries, backends: entries }
+        Self {
+            frontends: entries,
+            addresses: entries,
+            services: entries,
+            slots: entries,
+            backends: entries,
+            affinity: maps::AFFINITY_ENTRIES,
+        }
     }
 }
 

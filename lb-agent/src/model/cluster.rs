@@ -1,13 +1,16 @@
 //! What the cluster looks like now: the sum of all events.
 
-use core::net::IpAddr;
+use core::net::{IpAddr, SocketAddr};
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::sync::Arc;
 
 use crate::hash::HashMap;
 
-use super::{Change, Event, Name, Node, NodeContext, Service, ServiceCidr, ServiceName, Slice, SliceName};
+use super::{
+    Change, Endpoint, Event, Name, Node, NodeContext, Protocol, Service, ServiceCidr, ServiceName, Slice,
+    SliceName, SlicePort,
+};
 
 use ipnet::IpNet;
 
@@ -141,6 +144,16 @@ impl ClusterState {
     /// The slices that `name` owns, sorted by name, whether there is such a Service or not.
     pub fn slices_of(&self, name: &ServiceName) -> impl Iterator<Item = &Slice> {
         self.services.get(name).into_iter().flat_map(|entry| &entry.slices)
+    }
+
+    /// Whether a slice of `name` says that somebody serves UDP at this address, whether there is such a Service or not.
+    pub fn serves_udp(&self, name: &ServiceName, at: SocketAddr) -> bool {
+        self.slices_of(name).any(|slice| {
+            let has_port = |port: &SlicePort| port.protocol == Protocol::Udp && port.port == at.port();
+            let serves =
+                |endpoint: &Endpoint<'_>| endpoint.addr() == at.ip() && endpoint.conditions().is_serving();
+            slice.ports.iter().any(has_port) && slice.endpoints().any(|endpoint| serves(&endpoint))
+        })
     }
 
     /// The slices that say who serves `name`: its own ones, but for the Service of the API server the last ones that named

@@ -54,6 +54,7 @@ impl Need {
             services: roomy(self.services),
             slots: roomy(self.slots + 2 * self.largest),
             backends: roomy(self.backends + self.most),
+            ..Capacities::default()
         }
     }
 }
@@ -115,8 +116,7 @@ mod tests {
     /// Free slots may lie apart, and all endpoints of a port may be replaced at once.
     #[test]
     fn what_lacks_room_in_maps_that_are_large_enough_makes_them_larger() {
-        let now =
-            Capacities { frontends: 4096, addresses: 4096, services: 4096, slots: 8192, backends: 4096 };
+        let now = Capacities { slots: 8192, ..Capacities::default() };
         let with = |need, lacks: &[NoRoom]| with_room(need, &now, lacks.iter());
         assert_eq!(with(now, &[]), now);
         assert_eq!(with(now, &[NoRoom::Slots(64), NoRoom::Slots(64)]), Capacities { slots: 12_288, ..now });

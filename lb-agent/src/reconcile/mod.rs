@@ -51,7 +51,7 @@ use runs::Pool;
 use smallvec::SmallVec;
 
 pub use room::{NoRoom, Usage};
-pub(crate) use runs::draining_slots;
+pub(crate) use runs::{draining_slots, slots_of};
 
 /// Writes after which a pass performs what it has planned: it bounds the memory of a fill, and each such part is safe
 /// and complete for the services in it.
@@ -103,6 +103,8 @@ pub struct Outcome {
 struct Port {
     key: PortKey,
     created_s: i64,
+    /// It has got its name by taking the frontends of a port with another name, and its words do not say so yet.
+    renamed: bool,
 }
 
 /// The ids of one Service: one for each port and family.
@@ -144,6 +146,8 @@ pub struct Reconciler {
     opened_udp: bool,
     /// See [`Reconciler::take_gone`].
     gone_udp: Vec<L4Addr>,
+    /// See [`Reconciler::take_abandoned`].
+    abandoned_udp: Vec<(ServiceName, L4Addr)>,
     /// The memory of the last plan: empty.
     last_plan: Plan,
     /// A write has failed: what is known here is not what the maps hold.
@@ -247,6 +251,7 @@ impl Reconciler {
             self.write(|maps| retired.writes.iter().try_for_each(|write| write.apply(maps)))?;
             retired.give_back(&mut self.pool, &mut self.service_ids);
             self.gone_udp.extend(retired.gone);
+            self.abandoned_udp.extend(retired.abandoned);
             has_settled = true;
         }
         if !has_settled {
@@ -261,6 +266,12 @@ impl Reconciler {
     /// write has lost is not among them.
     pub fn take_gone(&mut self) -> Vec<L4Addr> {
         mem::take(&mut self.gone_udp)
+    }
+
+    /// Backends of UDP ports that are gone themselves, and whose they were, since the last call: who has a connection to one of them
+    /// keeps it for as long as the backend serves (NE-3).
+    pub fn take_abandoned(&mut self) -> Vec<(ServiceName, L4Addr)> {
+        mem::take(&mut self.abandoned_udp)
     }
 
     /// Whether nothing waits for a grace period.

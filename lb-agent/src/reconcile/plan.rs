@@ -167,7 +167,14 @@ mod tests {
     ];
 
     fn maps() -> MemMaps {
-        MemMaps::new(Capacities { frontends: 2, addresses: 2, services: 2, slots: 2, backends: 4 })
+        MemMaps::new(Capacities {
+            frontends: 2,
+            addresses: 2,
+            services: 2,
+            slots: 2,
+            backends: 4,
+            affinity: 1,
+        })
     }
 
     fn slot_word(index: usize) -> Write {

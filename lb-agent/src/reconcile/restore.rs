@@ -43,6 +43,7 @@ impl Reconciler {
             socket_lb,
             opened_udp: false,
             gone_udp: Vec::new(),
+            abandoned_udp: Vec::new(),
             last_plan: Plan::default(),
             is_stale: true,
             maps,

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use lb_common::abi::{BackendId, L4Addr};
 
 use super::{Ids, Pool, plan::Write, slots::Region};
-use crate::maps::Grace;
+use crate::{maps::Grace, model::ServiceName};
 
 /// Things that leave together.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -23,6 +23,8 @@ pub(super) struct Retired {
     pub(super) services: Vec<u32>,
     /// Addresses of those backends that UDP sockets may be connected to.
     pub(super) gone: Vec<L4Addr>,
+    /// Backends of a UDP port that is gone itself: they may serve all the same.
+    pub(super) abandoned: Vec<(ServiceName, L4Addr)>,
 }
 
 impl Retired {

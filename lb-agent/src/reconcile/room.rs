@@ -128,7 +128,8 @@ mod tests {
     };
 
     /// Eight slots; four backends, as nobody has id 0.
-    const SMALL: Capacities = Capacities { frontends: 3, addresses: 1, services: 2, slots: 8, backends: 5 };
+    const SMALL: Capacities =
+        Capacities { frontends: 3, addresses: 1, services: 2, slots: 8, backends: 5, affinity: 1 };
 
     fn empty(grace: &MemGrace) -> Reconciler {
         let maps = MemMaps { grace: grace.clone(), ..MemMaps::new(SMALL) };

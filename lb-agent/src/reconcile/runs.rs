@@ -44,7 +44,7 @@ impl Wanted<'_> {
 }
 
 /// The slots of a run, as they are in the map.
-pub(super) fn slots_of(slots: &dyn Array, run: Run) -> impl Iterator<Item = Slot> {
+pub(crate) fn slots_of(slots: &dyn Array, run: Run) -> impl Iterator<Item = Slot> {
     (0..u32::from(run.count)).map(move |offset| read(slots, run.base.wrapping_add(offset)))
 }
 
@@ -302,21 +302,25 @@ fn publish(
 /// Adds the states of all members to the plan: newcomers before any run names them, leavers after no run does.
 fn states(plan: &mut Plan, retired: &mut Retired, members: &Members) {
     for (at, member) in members {
-        let (phase, next) = if member.runs == 0 && !member.drains {
+        let mut write = |phase, now, next: Backend| {
+            if next != now {
+                let [word] = next.to_words();
+                plan.word(phase, ArrayId::Backends, member.id.index as usize, word);
+            }
+        };
+        if member.runs == 0 && !member.drains {
             retired.backends.push(member.id);
             retired.gone.push(*at);
-            (Phase::States, freed_backend(member.now))
-        } else {
-            let leaves = member.terminating || member.drains;
-            let state = if leaves { BackendState::Terminating } else { BackendState::Active };
-            let generation = member.now.generation;
-            let next = Backend { generation, state: state as u8, runs: member.runs, pad: 0 };
-            (Phase::Backends, next)
-        };
-        if next != member.now {
-            let [word] = next.to_words();
-            plan.word(phase, ArrayId::Backends, member.id.index as usize, word);
+            write(Phase::States, member.now, freed_backend(member.now));
+            continue;
         }
+        let leaves = member.terminating || member.drains;
+        let state = if leaves { BackendState::Terminating } else { BackendState::Active };
+        let next = Backend { state: state as u8, runs: member.runs, ..member.now };
+        // A client with affinity that has it by a run that it leaves keeps it for as long as programs use that run (SA-4).
+        let meanwhile = Backend { runs: member.now.runs | member.runs, ..next };
+        write(Phase::Backends, member.now, meanwhile);
+        write(Phase::States, meanwhile, next);
     }
 }
 

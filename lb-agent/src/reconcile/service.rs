@@ -1,5 +1,6 @@
 //! Planning one Service: which of its ports have an id, which frontends they own, which words say so.
 
+use core::mem;
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
@@ -128,7 +129,9 @@ impl Reconciler {
 
     /// Notes whose an id is.
     pub(super) fn own(&mut self, id: u32, entries: &PortEntries, created_s: i64) {
-        self.ports.insert(id, Port { key: entries.key.clone(), created_s });
+        let before = self.ports.get(&id);
+        let renamed = before.is_some_and(|port| port.renamed || port.key != entries.key);
+        self.ports.insert(id, Port { key: entries.key.clone(), created_s, renamed });
         self.by_service.entry(entries.key.service.clone()).or_default().push(id);
     }
 
@@ -200,7 +203,9 @@ impl Reconciler {
         if entries.key.protocol != Protocol::Udp {
             pass.retired.gone.truncate(gone);
         }
-        let next = next_service(&now, planned, lower::flags(entries.policies), entries.affinity_s);
+        let is_new = self.ports.get_mut(&id).is_some_and(|port| mem::take(&mut port.renamed));
+        let policy = (lower::flags(entries.policies), entries.affinity_s);
+        let next = next_service(&now, planned, policy, is_new);
         plan_service_words(&mut pass.plan, id, &now, &next);
         self.opened_udp |= entries.key.protocol == Protocol::Udp
             && wins.iter().any(|win| self.opens(id, *win, [&now, &next]));
@@ -263,8 +268,11 @@ impl Reconciler {
             Some(loser) if loser == *service => return,
             Some(loser) => {
                 self.frontends.wait(key, &loser);
-                // Planned again so that its contested frontend is reported.
+                // Planned again so that its contested frontend is reported; and those that have waited before, which name the loser as
+                // its owner (LB-8).
                 pass.outcome.again.insert(loser);
+                let waiting = self.frontends.waiting(&key).filter(|waiting| *waiting != service);
+                pass.outcome.again.extend(waiting.cloned());
                 pass.took = true;
             }
             None => {}
@@ -293,8 +301,10 @@ impl Reconciler {
             self.plan_release(key, pass);
         }
         self.frontends.claim(id);
-        if let Some(port) = self.ports.remove(&id) {
-            self.forget(&port.key.service, id);
+        let port = self.ports.remove(&id);
+        let service = port.map(|port| port.key.service);
+        if let Some(service) = &service {
+            self.forget(service, id);
         }
         let now: Service = read(&*self.maps.services, id);
         let retired = &mut pass.retired;
@@ -308,8 +318,8 @@ impl Reconciler {
         for (index, at) in backends {
             retired.writes.push(runs::free_backend(&self.maps, index));
             retired.backends.push(BackendId { index });
-            if is_udp {
-                retired.gone.push(at);
+            if is_udp && let Some(service) = &service {
+                retired.abandoned.push((service.clone(), at));
             }
         }
         retired.regions.extend(runs::regions_of(&now));
@@ -359,11 +369,16 @@ const fn serves(service: &Service, kind: FrontendKind) -> bool {
     run.count != 0
 }
 
-/// The words that a service should have.
-const fn next_service(now: &Service, planned: Service, flags: ServiceFlags, affinity_s: u32) -> Service {
-    // Affinity entries from an earlier time with affinity must not come back (SA-5).
-    let switched_on = now.affinity_s == 0 && affinity_s != 0;
-    let generation = if switched_on { now.generation.wrapping_add(1) } else { now.generation };
+/// The words that a service should have. `is_new`: the id was that of a port with another name.
+const fn next_service(
+    now: &Service,
+    planned: Service,
+    (flags, affinity_s): (ServiceFlags, u32),
+    is_new: bool,
+) -> Service {
+    // Affinity entries from an earlier time with affinity (SA-5), or of another port (SA-1, SEL-8), must not come back.
+    let voids = affinity_s != 0 && (now.affinity_s == 0 || is_new);
+    let generation = if voids { now.generation.wrapping_add(1) } else { now.generation };
     Service { flags, affinity_s, generation, ..planned }
 }
 

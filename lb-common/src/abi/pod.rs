@@ -4,7 +4,7 @@
     reason = "Pod is an unsafe trait; this file is the only place in the crate that implements it"
 )]
 
-use super::{Addr, Address, Frontend, FrontendKey, Netns};
+use super::{Addr, Address, Affinity, AffinityKey, Frontend, FrontendKey, Netns};
 
 /// Shows at build time that a type has no implicit padding: its size is the sum of its fields.
 macro_rules! pod {
@@ -21,3 +21,5 @@ pod!(Address, 4);
 pod!(FrontendKey, 16 + 2 + 1 + 1 + 4);
 pod!(Frontend, 4 + 1 + 1 + 2);
 pod!(Netns, 4);
+pod!(AffinityKey, 16 + 4 + 4);
+pod!(Affinity, 8 + 16 + 2 + 2 + 4 + 4 + 4);

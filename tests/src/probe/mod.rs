@@ -58,6 +58,9 @@ const SLACK: Duration = Duration::from_secs(10);
 /// What one step of a kept socket, or the last attempts of a load, may take: longer than any limit that tests give.
 const STEP: Duration = Duration::from_mins(2);
 
+/// How many answers to earlier requests may wait in a socket.
+const LATE_ANSWERS: usize = 32;
+
 /// Why a probe has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
@@ -175,13 +178,24 @@ impl Probe {
     /// Sends `text` on a kept socket and waits for the answer.
     pub fn exchange(&self, handle: Handle, text: &str) -> Result<Received, ProbeError> {
         self.send(handle, text)?;
+        self.receive_answer_to(handle, text)
+    }
+
+    /// Waits for the answer to `text`. Those to earlier requests, whose senders did not wait for them any more, are passed over.
+    fn receive_answer_to(&self, handle: Handle, text: &str) -> Result<Received, ProbeError> {
+        for _ in 0..LATE_ANSWERS {
+            let received = self.receive(handle)?;
+            if received.answer.text == text {
+                return Ok(received);
+            }
+        }
         self.receive(handle)
     }
 
     /// Like [`Probe::exchange`], with sendto() to another address than the socket was opened for.
     pub fn exchange_with(&self, handle: Handle, to: SocketAddr, text: &str) -> Result<Received, ProbeError> {
         self.send_to(handle, to, text)?;
-        self.receive(handle)
+        self.receive_answer_to(handle, text)
     }
 
     /// Sends one line or datagram.

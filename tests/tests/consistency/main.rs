@@ -45,8 +45,14 @@ use crate::world::Kind;
 use crate::writer::{Changes, Writer};
 
 /// Room for what waits for a grace period while the writer goes on.
-const CAPACITIES: Capacities =
-    Capacities { frontends: 1024, addresses: 16, services: 1024, slots: 1 << 16, backends: 1 << 16 };
+const CAPACITIES: Capacities = Capacities {
+    frontends: 1024,
+    addresses: 16,
+    services: 1024,
+    slots: 1 << 16,
+    backends: 1 << 16,
+    affinity: 1,
+};
 
 /// Tells the child process where its pins and its cgroup are.
 const PLACE: [&str; 2] = ["LB_TESTS_CONSISTENCY_PINS", "LB_TESTS_CONSISTENCY_CGROUP"];

@@ -1,8 +1,9 @@
 //! Two Services that claim one frontend.
 
+use lb_agent::maps::read;
 use lb_agent::model::ServiceName;
 use lb_agent::reconcile::Contested;
-use lb_common::abi::{FrontendKey, FrontendKind};
+use lb_common::abi::{FrontendKey, FrontendKind, Service};
 
 use crate::named::{Named, key};
 use crate::*;
@@ -62,6 +63,22 @@ fn an_older_service_that_appears_takes_over_and_the_loser_is_told() {
     assert_eq!(owner(&agent, &key(SHARED)), Some(old.name()));
     assert_eq!(contested(&agent), [(young.name(), key(SHARED), old.name())]);
     assert_no_dangling(&maps.open());
+}
+
+/// LB-8: nobody is told of an owner that is none any more.
+#[test]
+fn who_waits_for_a_frontend_is_told_of_its_next_owner() {
+    let maps = MemMaps::new(ROOMY);
+    let mut agent = Driver::start(maps.open()).unwrap();
+    let [first, old, young] =
+        [1, 2, 3].map(|age| service(&format!("s{age}"), age, &format!("10.0.0.{age}:80"), 1));
+    for service in [&old, &young] {
+        agent.put(service.desired()).unwrap();
+    }
+    assert_eq!(contested(&agent), [(young.name(), key(SHARED), old.name())]);
+    agent.put(first.desired()).unwrap();
+    let losers = [&old, &young].map(|loser| (loser.name(), key(SHARED), first.name()));
+    assert_eq!(contested(&agent), losers);
 }
 
 #[test]
@@ -194,6 +211,28 @@ fn a_renamed_port_keeps_its_id() {
     assert_eq!(agent.put(named("www").desired()).unwrap(), 0, "the name is not in the maps");
     assert_eq!(agent.reconciler.ids_of(&named("www").name()), ids);
     assert!(agent.reconciler.programmed().all(|(_, key)| &*key.port == "www"));
+}
+
+/// SEL-8, SA-1: another name is another port, and nobody is bound to its backends yet.
+#[test]
+fn a_renamed_port_forgets_which_client_had_which_backend() {
+    let maps = MemMaps::new(ROOMY);
+    let mut agent = Driver::start(maps.open()).unwrap();
+    let named = |name: &str, affinity_s| {
+        let mut desired = Named::new("web", 1).port(name, &["10.0.0.1:80"], 2).desired();
+        desired.ports[0].affinity_s = affinity_s;
+        desired
+    };
+    agent.put(named("http", 60)).unwrap();
+    let [id] = *agent.reconciler.ids_of(&Named::new("web", 1).name()) else { panic!("one port") };
+    let generation = || read::<{ Service::WORDS }, Service>(&*maps.open().services, id).generation;
+    let before = generation();
+    agent.put(named("http", 90)).unwrap();
+    assert_eq!(generation(), before);
+    agent.put(named("www", 90)).unwrap();
+    assert_eq!(generation(), before.wrapping_add(1));
+    agent.put(named("www", 60)).unwrap();
+    assert_eq!(generation(), before.wrapping_add(1), "once");
 }
 
 #[test]

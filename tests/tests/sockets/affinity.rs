@@ -5,6 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aya::maps::MapData;
+use lb_common::abi::maps;
+use lb_tests::agent::pinned;
 use lb_tests::probe::{Tcp, Udp};
 use lb_tests::{Agent, Probe, needs_root, wait_for, wait_until};
 use serde_json::{Value, json};
@@ -72,6 +75,31 @@ fn a_client_meets_one_backend_at_all_addresses_of_a_port() {
             let datagrams = distinct(datagrams);
             assert_eq!(datagrams.len(), 1, "{datagrams:?}");
         }
+    }
+}
+
+/// SA-2: as many clients as were asked for, whichever CPU they connect on; and nobody is forgotten when there is to be room for more.
+#[test]
+fn room_for_clients_is_what_was_asked_for() {
+    needs_root!();
+    let mut park = Park::new("room");
+    for n in [1, 2, 3] {
+        park.serve(n);
+    }
+    park.home.apply("service-1", &with_affinity(everywhere(&[1, 2, 3]), Some(10_800))).unwrap();
+    let entries = |park: &Park| {
+        let map = MapData::from_pin(pinned(&park.home, maps::AFFINITY)).unwrap();
+        map.info().unwrap().max_entries()
+    };
+    // Each CPU may keep so many for itself (kernel/bpf/bpf_lru_list.c).
+    let reserves = 128 * u32::try_from(aya::util::nr_cpus().unwrap()).unwrap();
+    park.start(&["--map-max-affinity", "500"]);
+    assert_eq!(entries(&park), 500 + reserves);
+    let before = met(&park.pod, cluster_ip(), 1);
+    for (wanted, has) in [("20000", 20_000), ("300", 20_000)] {
+        park.restart(&["--map-max-affinity", wanted]);
+        assert_eq!(entries(&park), has + reserves);
+        assert_eq!(distinct(met(&park.pod, cluster_ip(), STICKY)), distinct(before.clone()));
     }
 }
 
@@ -211,7 +239,7 @@ fn affinity_does_not_survive_maps_that_are_made_anew() {
         ("backend-1", "backend-1")
     );
     park.agent.take().unwrap().stop().unwrap();
-    std::fs::remove_file(lb_tests::agent::pinned(&park.home, "lb_meta")).unwrap();
+    std::fs::remove_file(pinned(&park.home, "lb_meta")).unwrap();
     park.home.apply("service-1", &with_affinity(objects(1, &[2]), Some(10_800))).unwrap();
     park.agent = Some(Agent::start(park.net.node(1), &park.home).unwrap());
     assert_eq!(

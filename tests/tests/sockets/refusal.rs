@@ -179,6 +179,28 @@ fn connected_udp_is_freed_when_its_address_or_the_policy_changes() {
     assert_eq!(served.says("hello"), "backend-1", "nothing was wrong with it");
 }
 
+/// NE-1: an unused port of a cluster IP at the number of a NodePort is nobody's, however often it is looked at.
+#[test]
+fn connected_udp_that_would_be_refused_again_is_not_freed() {
+    needs_root!();
+    let mut park = Park::new("again");
+    park.serve(1);
+    park.home.apply("service-1", &everywhere(&[1])).unwrap();
+    park.program(2, &[1]);
+    park.start(&[]);
+    let [_, node_port] = NODE_PORTS;
+    let to = SocketAddr::new(cluster_ips(2)[0], node_port);
+    let refused =
+        Refused { probe: &park.pod, socket: park.pod.open_udp(&Udp::connected(to)).unwrap().handle, to };
+    assert_eq!(refused.says("hello"), "ECONNREFUSED");
+    let looks = || park.home.log().matches("looked for UDP sockets that lead nowhere").count();
+    let before = looks();
+    // Somebody gets its first endpoint.
+    park.program(3, &[1]);
+    wait_until("another look", SOON, || looks() > before).unwrap();
+    assert_eq!(refused.says("still?"), "ECONNREFUSED");
+}
+
 /// Nothing is written when the agent comes back: what it did not get done before is done all the same.
 #[test]
 fn connected_udp_that_was_refused_is_freed_by_a_start_that_finds_nothing_to_write() {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use lb_tests::agent::{pinned, service};
 use lb_tests::probe::{Handle, Serve, Tcp, Udp};
 use lb_tests::{Agent, Probe, needs_root, wait_for, wait_until};
 use serde_json::{Value, json};
@@ -147,6 +148,114 @@ fn flows_stay_with_a_backend_while_it_serves() {
     .unwrap();
     assert_eq!(connects_again(&park.pod, connected, dns(1)), "backend-2");
     drop(servers);
+}
+
+/// How often has been looked for sockets that lead nowhere.
+fn looks(park: &Park) -> usize {
+    park.home.log().matches("looked for UDP sockets that lead nowhere").count()
+}
+
+fn wait_for_another_look(park: &Park, before: usize) {
+    wait_until("another look for sockets that lead nowhere", SOON, || looks(park) > before).unwrap();
+}
+
+/// CT-4: also a backend that leaves together with what makes the maps grow.
+#[test]
+fn a_backend_that_leaves_while_the_maps_grow_is_gone_all_the_same() {
+    needs_root!();
+    let mut park = Park::new("grows");
+    park.serve(1);
+    park.serve(2);
+    park.program(1, &[1]);
+    park.start(&[]);
+    let socket = park.pod.open_udp(&Udp::connected(dns(1))).unwrap().handle;
+    assert_eq!(says(&park.pod, socket, "hello"), "backend-1");
+    // More Services than a map of the smallest size holds.
+    let many = (0..4200_u16).map(|n| {
+        let [high, low] = n.to_be_bytes();
+        service(&format!("many-{n}"), &[&format!("10.1.{high}.{low}")], &[("datagram", "UDP", 53)])
+    });
+    park.home.apply("service-1", &objects(1, &[2]).into_iter().chain(many).collect::<Vec<_>>()).unwrap();
+    assert_eq!(connects_again(&park.pod, socket, dns(1)), "backend-2");
+    assert!(park.home.log().contains("growing the maps"), "{}", park.home.log());
+}
+
+/// CT-4: ids of maps that were made anew mean something else, addresses do not.
+#[test]
+fn a_lost_pin_frees_nobody_whose_backend_serves() {
+    needs_root!();
+    let mut park = Park::new("pin");
+    park.serve(1);
+    park.serve(2);
+    park.program(1, &[1]);
+    park.program(2, &[2]);
+    park.start(&[]);
+    let [kept, lost] = [1, 2].map(|n| park.pod.open_udp(&Udp::connected(dns(n))).unwrap().handle);
+    let both = |text: &str| [kept, lost].map(|socket| says(&park.pod, socket, text));
+    assert_eq!(both("hello"), ["backend-1", "backend-2"]);
+    park.agent.take().unwrap().stop().unwrap();
+    std::fs::remove_file(pinned(&park.home, "lb_config")).unwrap();
+    park.program(2, &[1]);
+    park.agent = Some(Agent::start(park.net.node(1), &park.home).unwrap());
+    assert_eq!(connects_again(&park.pod, lost, dns(2)), "backend-1", "it has another backend now");
+    assert_eq!(says(&park.pod, kept, "still?"), "backend-1");
+}
+
+/// NE-3, CT-3: a flow belongs to its Service only while there is one; it ends with the endpoint, or when the address is somebody
+/// else's.
+#[test]
+fn a_connected_socket_outlives_its_service_and_not_its_backend() {
+    needs_root!();
+    let mut park = Park::new("vanished");
+    for n in [1, 2] {
+        park.serve(n);
+        park.program(n, &[n]);
+    }
+    park.start(&[]);
+    let [pod, host] = [&park.pod, &park.host];
+    let [kept, taken] = [(pod, 1), (host, 2)].map(|(probe, n)| {
+        let socket = probe.open_udp(&Udp::connected(dns(n))).unwrap().handle;
+        assert_eq!(says(probe, socket, "hello"), format!("backend-{n}"));
+        socket
+    });
+    // The Services go, their slices stay.
+    for n in [1, 2] {
+        let before = looks(&park);
+        park.home.apply(&format!("service-{n}"), &objects(n, &[n])[1..]).unwrap();
+        wait_for_another_look(&park, before);
+    }
+    assert_eq!(says(pod, kept, "still?"), "backend-1");
+    assert_eq!(says(host, taken, "still?"), "backend-2");
+    // The address of the second one is another Service's now.
+    let mut other = objects(2, &[1]);
+    for object in &mut other {
+        let text = object.to_string().replace("service-2", "another");
+        *object = text.parse().unwrap();
+    }
+    park.home.apply("another", &other).unwrap();
+    assert_eq!(connects_again(host, taken, dns(2)), "backend-1");
+    assert_eq!(says(pod, kept, "still?"), "backend-1");
+
+    // A start finds nothing that says otherwise.
+    let before = looks(&park);
+    park.agent.take().unwrap().crash().unwrap();
+    park.agent = Some(Agent::start(park.net.node(1), &park.home).unwrap());
+    wait_for_another_look(&park, before);
+    assert_eq!(says(pod, kept, "still?"), "backend-1");
+
+    // The Service comes back and goes, and then so does the endpoint.
+    park.program(1, &[1]);
+    wait_for_new_sockets(&park, "backend-1");
+    let before = looks(&park);
+    park.home.apply("service-1", &objects(1, &[1])[1..]).unwrap();
+    wait_for_another_look(&park, before);
+    assert_eq!(says(pod, kept, "still?"), "backend-1");
+    park.home.remove("service-1").unwrap();
+    wait_for("the socket to be freed", SOON, || match says(pod, kept, "and now?").as_str() {
+        "ECONNABORTED" | "EDESTADDRREQ" => Ok(()),
+        other => Err(other.to_owned()),
+    })
+    .unwrap();
 }
 
 /// CT-4, ES-11: the address of a backend that is gone may be another Service's a moment later.

@@ -12,14 +12,15 @@ use std::{
     collections::{BTreeMap, HashSet},
     fmt::Write as _,
     fs, io,
+    net::SocketAddr,
     os::fd::{AsFd as _, BorrowedFd},
 };
 
 use anyhow::{Context as _, bail};
 use lb_common::{
     abi::{
-        Addr, Backend, BackendId, Frontend, FrontendKey, FrontendKind, L4Addr, Proto, Service, SockUdp,
-        UdpPeer, maps,
+        Addr, Address, Backend, BackendId, Frontend, FrontendKey, L4Addr, Proto, Service, SockUdp, UdpPeer,
+        maps,
     },
     datapath::sock::{REFUSING_UDP_PORT, uses_local_run},
 };
@@ -34,6 +35,7 @@ use crate::{
     healer::Healed,
     maps::{Array, Table as _, read},
     model::Family,
+    reconcile::{draining_slots, slots_of},
 };
 use diag::{Connected, Diag};
 use memory::{Holders, Memory};
@@ -41,8 +43,8 @@ use memory::{Holders, Memory};
 /// Frees every socket that leads nowhere and need not.
 pub(super) fn run(args: &HealArgs) -> anyhow::Result<()> {
     let pinned = Pinned::open(&args.pins.pin_dir)?;
-    let gone = (!args.gone.is_empty()).then(|| args.gone.iter().copied().map(L4Addr::from).collect());
-    let healed = heal(&pinned, gone.as_ref())?;
+    let all = |of: &[SocketAddr]| of.iter().copied().map(L4Addr::from).collect();
+    let healed = heal(&pinned, &Suspects { gone: all(&args.gone), left: all(&args.left) })?;
     print(&args.output, &healed, |healed| {
         let mut text = format!(
             "{} refused sockets and {} of backends that are gone in {} network namespaces, {} freed",
@@ -67,12 +69,31 @@ const NO_NAMESPACES: &str =
 /// How often a socket's holder is looked for: it may hand the socket to another process meanwhile.
 const ATTEMPTS: usize = 2;
 
-/// `gone` are the only addresses whose backends may have gone; without, all may.
-fn heal(pinned: &Pinned, gone: Option<&HashSet<L4Addr>>) -> anyhow::Result<Healed> {
+/// Addresses of backends that sockets may have to be freed from.
+#[derive(Default)]
+struct Suspects {
+    /// Nobody serves there any more.
+    gone: HashSet<L4Addr>,
+    /// Some Service had them.
+    left: HashSet<L4Addr>,
+}
+
+impl Suspects {
+    /// Nobody in particular: any backend may have gone.
+    fn are_all(&self) -> bool {
+        self.gone.is_empty() && self.left.is_empty()
+    }
+
+    fn has(&self, at: L4Addr) -> bool {
+        self.gone.contains(&at) || self.left.contains(&at)
+    }
+}
+
+fn heal(pinned: &Pinned, suspects: &Suspects) -> anyhow::Result<Healed> {
     let storage = pinned.descriptor(maps::SOCK_UDP)?;
     let served = Served::read(pinned)?;
-    let wanted =
-        |peer: L4Addr| is_refusing(peer) || gone.is_none_or(|gone| gone.contains(&peer)) || served.has(peer);
+    let seems_lost = |peer: L4Addr| is_refusing(peer) || suspects.has(peer) || served.has(peer);
+    let wanted = |peer: L4Addr| suspects.are_all() || seems_lost(peer);
     let mut healed = Healed::default();
     let mut candidates: Vec<(Namespace, Vec<Connected>)> = Vec::new();
     let (all, is_partial) = namespaces::seen();
@@ -96,7 +117,7 @@ fn heal(pinned: &Pinned, gone: Option<&HashSet<L4Addr>>) -> anyhow::Result<Heale
         let holders = Holders::of(&sockets.map(|socket| socket.inode).collect());
         let mut missed = Vec::new();
         for (namespace, sockets) in candidates {
-            let look = Look { storage: storage.fd().as_fd(), holders: &holders, served: &served };
+            let look = Look { storage: storage.fd().as_fd(), holders: &holders, served: &served, suspects };
             let without_holder = look.heal(&namespace, sockets, &mut healed);
             if without_holder.is_empty() {
                 continue;
@@ -104,12 +125,13 @@ fn heal(pinned: &Pinned, gone: Option<&HashSet<L4Addr>>) -> anyhow::Result<Heale
             // Those that have gone meanwhile are nobody's loss.
             let mut left = candidates_in(&namespace, &wanted, &mut healed);
             left.retain(|socket| without_holder.contains(&socket.inode));
-            match left.as_slice() {
-                [] => {}
-                _ if attempt == ATTEMPTS => {
-                    add_failure(&mut healed, &namespace, no_holder(holders.is_partial, may_look).to_owned());
-                }
-                _ => missed.push((namespace, left)),
+            if !left.is_empty() && attempt < ATTEMPTS {
+                missed.push((namespace, left));
+            } else if left.iter().any(|socket| seems_lost(socket.peer)) {
+                add_failure(&mut healed, &namespace, no_holder(holders.is_partial, may_look).to_owned());
+            } else {
+                // Anybody's: most sockets of processes that nobody sees here have never been ours.
+                healed.unseen += left.len();
             }
         }
         candidates = missed;
@@ -122,6 +144,7 @@ struct Look<'a> {
     storage: BorrowedFd<'a>,
     holders: &'a Holders,
     served: &'a Served,
+    suspects: &'a Suspects,
 }
 
 impl Look<'_> {
@@ -173,7 +196,13 @@ impl Look<'_> {
             let was = if is_refusing(socket.peer) { Meets::Nobody } else { Meets::OthersElsewhere };
             return State::Refused { is_over: now != was };
         }
-        if self.served.is_alive(pair) { State::Fine } else { State::Stale }
+        // An id that is another one's by now may be so because all maps were made anew.
+        if self.served.is_alive(pair) || self.served.serves(pair) == Some(true) {
+            return State::Fine;
+        }
+        // Of a frontend that is gone nobody can say so (NE-3), unless the endpoint is known to be gone.
+        let is_gone = self.suspects.gone.contains(&socket.peer) || self.served.serves(pair).is_some();
+        if is_gone { State::Stale } else { State::Fine }
     }
 }
 
@@ -335,16 +364,21 @@ fn add_failure(healed: &mut Healed, namespace: &Namespace, why: String) {
 /// What decides whether a socket that was refused would be refused again.
 struct Served {
     frontends: BTreeMap<FrontendKey, Frontend>,
+    addresses: BTreeMap<Addr, Address>,
     services: Box<dyn Array>,
+    slots: Box<dyn Array>,
     backends: Box<dyn Array>,
 }
 
 impl Served {
     fn read(pinned: &Pinned) -> anyhow::Result<Self> {
         let frontends = pinned.table::<FrontendKey, Frontend>(maps::FRONTENDS)?.dump();
+        let addresses = pinned.table::<Addr, Address>(maps::ADDRESSES)?.dump();
         Ok(Self {
             frontends: frontends.context("cannot read lb_frontends")?.into_iter().collect(),
+            addresses: addresses.context("cannot read lb_addresses")?.into_iter().collect(),
             services: Box::new(pinned.array(maps::SERVICES)?),
+            slots: Box::new(pinned.array(maps::SLOTS)?),
             backends: Box::new(pinned.array(maps::BACKENDS)?),
         })
     }
@@ -359,17 +393,32 @@ impl Served {
         read::<1, Backend>(&*self.backends, pair.backend.index).serves(pair.generation)
     }
 
+    /// Whose UDP frontend this is.
+    fn frontend(&self, at: L4Addr) -> Option<&Frontend> {
+        let key = |addr| FrontendKey::new(L4Addr { addr, port: at.port }, Proto::UDP);
+        // NodePorts are those of this node's addresses.
+        let is_own = || self.addresses.contains_key(&at.addr);
+        let node_port = || is_own().then(|| self.frontends.get(&key(at.addr.any()))).flatten();
+        self.frontends.get(&key(at.addr)).or_else(node_port)
+    }
+
+    /// Whether the frontend of a pair has its backend's address, by whatever id; nothing if that frontend is gone.
+    fn serves(&self, pair: &UdpPeer) -> Option<bool> {
+        let frontend = self.frontend(pair.frontend())?;
+        let service: Service = read(&*self.services, frontend.service.index);
+        let mut slots = [service.cluster, service.local]
+            .into_iter()
+            .flat_map(|run| slots_of(&*self.slots, run))
+            .chain(draining_slots(&*self.slots, service.draining));
+        Some(slots.any(|slot| slot.at() == pair.target()))
+    }
+
     /// What a connect() to a UDP frontend meets now. One that is gone is an address like any other.
     fn meets(&self, to: L4Addr) -> Meets {
-        let any: Addr = to.addr.any();
-        let key = |addr| FrontendKey::new(L4Addr { addr, port: to.port }, Proto::UDP);
-        let keys = [key(to.addr), key(any), FrontendKey::other_ports(to.addr)];
-        let Some(frontend) = keys.iter().find_map(|key| self.frontends.get(key)) else {
-            return Meets::Somebody;
+        let Some(frontend) = self.frontend(to) else {
+            let is_cluster_ip = self.frontends.contains_key(&FrontendKey::other_ports(to.addr));
+            return if is_cluster_ip { Meets::Nobody } else { Meets::Somebody };
         };
-        if frontend.kind == FrontendKind::OtherPorts as u8 {
-            return Meets::Nobody;
-        }
         let service: Service = read(&*self.services, frontend.service.index);
         let is_local = uses_local_run(frontend.kind, service.flags);
         let run = if is_local { service.local } else { service.cluster };

@@ -11,7 +11,8 @@ use super::*;
 use crate::maps::memory::{Capacities, MemMaps};
 
 /// For two runs of up to six endpoints each, old and new, most of the time.
-const TIGHT: Capacities = Capacities { frontends: 1, addresses: 1, services: 1, slots: 32, backends: 14 };
+const TIGHT: Capacities =
+    Capacities { frontends: 1, addresses: 1, services: 1, slots: 32, backends: 14, affinity: 1 };
 
 /// A service and what is free beside it.
 struct Bench {
@@ -107,6 +108,28 @@ impl Bench {
 
 fn target(number: u8) -> Target {
     Target { at: SocketAddr::from(([10, 1, 0, number], 8080)), terminating: number == 5 }
+}
+
+/// SA-3, SA-4: a client is bound to a backend by a run that the new policy does not use any more, and programs may use it until the
+/// policy's word is written.
+#[test]
+fn who_leaves_a_run_is_in_it_until_programs_use_another_one() {
+    let mut bench = Bench::new();
+    let both = [target(1), target(2)];
+    let planned = bench.plan([Some(&both), Some(&both)]).unwrap();
+    bench.perform(&planned);
+    let mut planned = bench.plan([None, Some(&both)]).unwrap();
+    // Stands for the policy's word.
+    planned.plan.word(Phase::Services, ArrayId::Config, 0, 1);
+    let runs = |bench: &Bench| -> Vec<u8> {
+        bench.ids().iter().map(|id| read::<1, Backend>(&*bench.maps.backends, id.index).runs).collect()
+    };
+    for write in planned.plan.writes() {
+        let old_policy = bench.maps.config.load(0) == 0;
+        assert!(!old_policy || runs(&bench).iter().all(|runs| runs & Backend::IN_CLUSTER != 0), "{write:?}");
+        write.apply(&mut bench.maps).unwrap();
+    }
+    assert_eq!(runs(&bench), [Backend::IN_LOCAL; 2]);
 }
 
 fn targets() -> impl Strategy<Value = Vec<Target>> {

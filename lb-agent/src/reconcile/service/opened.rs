@@ -12,7 +12,8 @@ use crate::{
     model::Family,
 };
 
-const ROOMY: Capacities = Capacities { frontends: 16, addresses: 1, services: 16, slots: 64, backends: 64 };
+const ROOMY: Capacities =
+    Capacities { frontends: 16, addresses: 1, services: 16, slots: 64, backends: 64, affinity: 1 };
 
 /// A Service port: name of the Service, frontends, numbers of endpoints in the cluster and in the local set.
 #[derive(Clone, Copy)]
@@ -195,10 +196,19 @@ fn addresses_of_udp_backends_that_are_gone_are_told_when_they_are_free() {
     assert_eq!(gone(&mut reconciler), [""; 0], "once");
     let removed = [SERVED, tcp].map(|port| Desired { ports: Vec::new(), ..port.desired() });
     reconciler.apply(&removed).unwrap();
-    assert_eq!(gone(&mut reconciler), ["10.1.0.0:5353"]);
+    assert_eq!(gone(&mut reconciler), [""; 0], "of a Service that is gone nobody knows whether they serve");
+    assert_eq!(abandoned(&mut reconciler), ["ns/dns 10.1.0.0:5353"]);
+    assert_eq!(abandoned(&mut reconciler), [""; 0], "once");
 }
 
-/// CT-4, CT-5: also when another Service takes the last frontend away, as under a new name.
+fn abandoned(reconciler: &mut Reconciler) -> Vec<String> {
+    let mut all: Vec<String> =
+        reconciler.take_abandoned().iter().map(|(service, at)| format!("{service} {at}")).collect();
+    all.sort();
+    all
+}
+
+/// NE-3, CT-4, CT-5: also when another Service takes the last frontend away, as under a new name.
 #[test]
 fn backends_of_a_service_that_lost_everything_are_told() {
     let mut reconciler = start(&MemMaps::new(ROOMY));
@@ -207,7 +217,6 @@ fn backends_of_a_service_that_lost_everything_are_told() {
     let older = Desired { created_s: 0, ..renamed.desired() };
     reconciler.apply(&[older]).unwrap();
     reconciler.settle().unwrap();
-    let mut gone: Vec<String> = reconciler.take_gone().iter().map(ToString::to_string).collect();
-    gone.sort();
-    assert_eq!(gone, ["10.1.0.0:5353", "10.1.0.1:5353"]);
+    assert_eq!(reconciler.take_gone(), []);
+    assert_eq!(abandoned(&mut reconciler), ["ns/dns 10.1.0.0:5353", "ns/dns 10.1.0.1:5353"]);
 }

@@ -93,7 +93,7 @@ fn a_word_that_stays_is_not_written() {
 fn affinity_is_on_only_after_its_generation_is_new() {
     for policy in POLICIES {
         let now = service(policy, [1, 2]);
-        let next = next_service(&now, now, policy.flags, 60);
+        let next = next_service(&now, now, (policy.flags, 60), false);
         assert_eq!(next.generation, now.generation + 1, "older entries are void (SA-5)");
         let states = states(&now, &next);
         assert!(states.iter().all(|state| state.affinity_s == 0 || state.generation == next.generation));
@@ -101,12 +101,21 @@ fn affinity_is_on_only_after_its_generation_is_new() {
 }
 
 #[test]
-fn the_generation_stays_but_when_affinity_is_switched_on() {
-    for (before, after, raised) in [(0, 0, 0), (0, 60, 1), (60, 60, 0), (60, 120, 0), (60, 0, 0)] {
+fn the_generation_stays_but_when_affinity_is_switched_on_or_the_port_is_another_one() {
+    for (before, after, is_new, raised) in [
+        (0, 0, false, 0),
+        (0, 60, false, 1),
+        (60, 60, false, 0),
+        (60, 120, false, 0),
+        (60, 0, false, 0),
+        (0, 0, true, 0),
+        (0, 60, true, 1),
+        (60, 60, true, 1),
+    ] {
         let now = Service { affinity_s: before, generation: u32::MAX, ..Service::FREE };
-        let next =
-            next_service(&now, Service { cluster: Run::EMPTY, local: Run::EMPTY, ..now }, CLUSTER, after);
-        assert_eq!(next.generation, u32::MAX.wrapping_add(raised), "{before} s -> {after} s");
+        let planned = Service { cluster: Run::EMPTY, local: Run::EMPTY, ..now };
+        let next = next_service(&now, planned, (CLUSTER, after), is_new);
+        assert_eq!(next.generation, u32::MAX.wrapping_add(raised), "{before} s -> {after} s, {is_new}");
         assert_eq!(next.affinity_s, after);
     }
 }
