@@ -25,13 +25,13 @@ pub fn owners(desired: &[Desired]) -> BTreeMap<FrontendKey, (&PortEntries, Front
         {
             let key = FrontendKey::new(L4Addr::from(frontend.at), proto(entries.key.protocol));
             owners.entry(key).or_insert_with(|| {
-                served.insert(&entries.key);
+                served.insert((&entries.key.service, entries.key.family));
                 (entries, frontend.kind)
             });
         }
     }
-    // Who has nothing else does not have the other ports either.
-    for entries in ports().filter(|entries| served.contains(&entries.key)) {
+    // Who has nothing else of a family does not have the other ports either.
+    for entries in ports().filter(|entries| served.contains(&(&entries.key.service, entries.key.family))) {
         for frontend in entries.frontends.iter().filter(|frontend| frontend.kind == FrontendKind::OtherPorts)
         {
             let key = FrontendKey::other_ports(L4Addr::from(frontend.at).addr);

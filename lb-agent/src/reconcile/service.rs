@@ -62,8 +62,9 @@ impl Reconciler {
         self.frontends.stop_waiting(&desired.name);
         self.starved.remove(&desired.name);
         let (ids, mut gone) = self.identify(desired);
-        let wins: Vec<Vec<Win>> =
+        let mut wins: Vec<Vec<Win>> =
             desired.ports.iter().map(|entries| self.winnable(entries, desired.created_s, pass)).collect();
+        hand_on_other_ports(&desired.ports, &mut wins);
         let mut placed = Vec::with_capacity(ids.len());
         let mut room = self.free_frontends();
         for (at, (entries, known)) in desired.ports.iter().zip(ids).enumerate() {
@@ -161,10 +162,6 @@ impl Reconciler {
                 continue;
             }
             wins.push(Win { key, kind });
-        }
-        // Other ports alone tell nobody whose an id is, see [`identifying`].
-        if wins.iter().all(|win| win.key.is_other_ports()) {
-            wins.clear();
         }
         wins
     }
@@ -344,6 +341,25 @@ impl Reconciler {
     /// The ids of a Service's ports.
     pub fn ids_of(&self, service: &ServiceName) -> &[u32] {
         self.by_service.get(service).map_or(&[], SmallVec::as_slice)
+    }
+}
+
+/// Other ports alone tell nobody whose an id is, see [`identifying`]: a port that may have nothing else leaves them to one of its
+/// siblings, so that unused ports of the cluster IP are refused all the same.
+fn hand_on_other_ports(ports: &[PortEntries], wins: &mut [Vec<Win>]) {
+    let is_served = |wins: &[Win]| wins.iter().any(|win| !win.key.is_other_ports());
+    for at in 0..wins.len() {
+        if is_served(&wins[at]) {
+            continue;
+        }
+        let others = mem::take(&mut wins[at]);
+        let family = ports[at].key.family;
+        let mut siblings = ports.iter().zip(&mut *wins);
+        if let Some((_, heir)) =
+            siblings.find(|(entries, wins)| entries.key.family == family && is_served(wins))
+        {
+            heir.extend(others);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Two Services that claim one frontend.
 
+use lb_agent::compile::{self, Frontend};
 use lb_agent::maps::read;
 use lb_agent::model::ServiceName;
 use lb_agent::reconcile::Contested;
@@ -63,6 +64,30 @@ fn an_older_service_that_appears_takes_over_and_the_loser_is_told() {
     assert_eq!(owner(&agent, &key(SHARED)), Some(old.name()));
     assert_eq!(contested(&agent), [(young.name(), key(SHARED), old.name())]);
     assert_no_dangling(&maps.open());
+}
+
+/// NE-1: whoever keeps a cluster IP keeps the refusal of its other ports, whichever of its ports another Service has.
+#[test]
+fn a_service_that_lost_one_port_still_refuses_unused_ones() {
+    let maps = MemMaps::new(ROOMY);
+    let mut agent = Driver::start(maps.open()).unwrap();
+    let old = Named::new("old", 1).port("http", &["10.0.0.9:80", "10.0.0.1:80"], 1);
+    let mut young =
+        Named::new("young", 2).port("a", &["10.0.0.1:80"], 1).port("b", &["10.0.0.1:81"], 1).desired();
+    let other = Frontend { at: "10.0.0.1:0".parse().unwrap(), kind: compile::FrontendKind::OtherPorts };
+    young.ports[0].frontends.push(other);
+    let unused = FrontendKey::other_ports(key("10.0.0.1:80").addr);
+    agent.put(young.clone()).unwrap();
+    assert_eq!(owner(&agent, &unused), Some(young.name.clone()));
+    agent.put(old.desired()).unwrap();
+    assert_eq!(owner(&agent, &key("10.0.0.1:80")), Some(old.name()));
+    assert_eq!(owner(&agent, &unused), Some(young.name.clone()));
+    let mut agent = Driver::start(maps.open()).unwrap();
+    assert_eq!(agent.follow(&[old.desired(), young.clone()]).unwrap(), 0, "a start finds it so");
+    // The only port that is left goes too.
+    young.ports.truncate(1);
+    agent.put(young).unwrap();
+    assert_eq!(owner(&agent, &unused), None);
 }
 
 /// LB-8: nobody is told of an owner that is none any more.
