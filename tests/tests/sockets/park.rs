@@ -16,7 +16,7 @@ use lb_tests::{Agent, Home, Pod, Probe, Topology, wait_for};
 use serde_json::{Value, json};
 
 /// For limits of things that are expected to happen at once.
-pub(crate) const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_mins(1);
 
 /// For limits of things that are expected not to happen.
 pub(crate) const SHORT: Duration = Duration::from_millis(200);
