@@ -179,14 +179,8 @@ fn load_balancer_ips(object: &api::Service, faults: &mut Faults) -> Few<IpAddr> 
 }
 
 fn source_ranges(spec: &ServiceSpec, faults: &mut Faults) -> Few<IpNet> {
-    let mut usable = Vec::new();
-    for (at, text) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
-        match fields::range(text) {
-            Ok(range) => usable.push(range),
-            Err(reason) => faults.add(|| format!("spec.loadBalancerSourceRanges[{at}]"), reason),
-        }
-    }
-    usable.into()
+    let given = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
+    fields::ranges(given, "spec.loadBalancerSourceRanges", faults).into_vec().into()
 }
 
 /// SP-9.

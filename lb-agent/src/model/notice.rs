@@ -55,6 +55,12 @@ pub enum Reason {
     NotARange(Box<str>),
     /// Loopback, unspecified or multicast.
     SpecialAddress(IpAddr),
+    /// Neither IPv4 nor IPv6 (ES-1).
+    AddressType(Box<str>),
+    /// A slice that says of no Service that it is its (ES-2).
+    NoOwner,
+    /// An object that has no name.
+    NoName,
     /// An endpoint of the family that the slice does not have.
     OtherFamily(IpAddr),
     /// An address of a family in which the Service has no cluster IP (SEL-7).
@@ -97,6 +103,9 @@ impl Reason {
             Self::NotAnAddress(text) => write!(f, "{text:?} is not an IP address"),
             Self::NotARange(text) => write!(f, "{text:?} is not an address range"),
             Self::SpecialAddress(addr) => write!(f, "{addr} is a loopback, unspecified or multicast address"),
+            Self::AddressType(text) => write!(f, "addressType {text:?} is neither IPv4 nor IPv6"),
+            Self::NoOwner => f.write_str("the EndpointSlice has no label kubernetes.io/service-name"),
+            Self::NoName => f.write_str("the object has no metadata.name"),
             Self::OtherFamily(addr) => write!(f, "{addr} is not of the addressType of its slice"),
             Self::NoClusterIp(addr) => {
                 write!(f, "{addr} is not served, the Service has no {} cluster IP", Family::of(addr))
@@ -123,6 +132,9 @@ impl Reason {
             Self::NotAnAddress(_) => "write it like 192.0.2.1 or 2001:db8::1",
             Self::NotARange(_) => "write it like 192.0.2.0/24 or 2001:db8::/32",
             Self::SpecialAddress(_) => "use the unicast address of a host",
+            Self::AddressType(_) => "list its endpoints by address, in slices of addressType IPv4 or IPv6",
+            Self::NoOwner => "give it one with the name of its Service, if it should serve any",
+            Self::NoName => "give it one",
             Self::OtherFamily(_) => "put it into a slice of its own addressType",
             Self::NoClusterIp(_) => "add the family to spec.ipFamilies",
             Self::SecondClusterIp(_) => "keep one for each family",

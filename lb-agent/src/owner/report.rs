@@ -116,7 +116,7 @@ impl Owner {
             cgroup: self.settings.cgroup.display().to_string(),
             programs,
             refuses_directly: self.settings.switches.has_set_retval,
-            notices: self.notices.values().flatten().map(ToString::to_string).collect(),
+            notices: self.notices.values().flatten().map(ToString::to_string).chain(self.unowned()).collect(),
             contested: self
                 .contested
                 .values()
