@@ -40,8 +40,7 @@ pub fn service(object: &api::Service, names: &mut Names) -> Result<Service, Refu
             policy(spec.internal_traffic_policy.as_deref(), "spec.internalTrafficPolicy", &mut faults);
         service.external_policy =
             policy(spec.external_traffic_policy.as_deref(), "spec.externalTrafficPolicy", &mut faults);
-        service.health_check_node_port =
-            optional_port(spec.health_check_node_port, || "spec.healthCheckNodePort".to_owned(), &mut faults);
+        service.health_check_node_port = health_check_node_port(spec, &service, &mut faults);
     }
     service.faults = faults.finish(|| "spec".to_owned());
     Ok(service)
@@ -146,6 +145,17 @@ fn optional_port(number: Option<i32>, field: impl FnOnce() -> String, faults: &m
             0
         }),
     }
+}
+
+/// SP-7: without a number, where one is needed, load balancers cannot tell which nodes have endpoints.
+fn health_check_node_port(spec: &ServiceSpec, service: &Service, faults: &mut Faults) -> u16 {
+    let field = || "spec.healthCheckNodePort".to_owned();
+    let is_needed =
+        service.kind == ServiceType::LoadBalancer && service.external_policy == TrafficPolicy::Local;
+    if is_needed && matches!(spec.health_check_node_port, None | Some(0)) {
+        faults.add(field, Reason::NoHealthCheckPort);
+    }
+    optional_port(spec.health_check_node_port, field, faults)
 }
 
 fn external_ips(spec: &ServiceSpec, faults: &mut Faults) -> Few<IpAddr> {

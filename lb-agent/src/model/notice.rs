@@ -69,6 +69,8 @@ pub enum Reason {
     SecondClusterIp(IpAddr),
     /// Not in 1..=65535.
     PortOutOfRange(i64),
+    /// No health check port where type and policy need one (SP-7).
+    NoHealthCheckPort,
     /// Neither TCP, UDP nor SCTP.
     UnknownProtocol(Box<str>),
     /// A value that this version does not know; `used` is taken in its place.
@@ -112,6 +114,9 @@ impl Reason {
             }
             Self::SecondClusterIp(addr) => write!(f, "{addr} is a second {} cluster IP", Family::of(addr)),
             Self::PortOutOfRange(port) => write!(f, "port {port} is not in 1..=65535"),
+            Self::NoHealthCheckPort => f.write_str(
+                "there is no number, so load balancers cannot ask which nodes have endpoints of this Service",
+            ),
             Self::UnknownProtocol(text) => write!(f, "protocol {text:?} is not known"),
             Self::UnknownValue { value, used } => write!(f, "{value:?} is not known, {used} is used"),
             Self::TimeoutOutOfRange(seconds) => write!(f, "{seconds} s is not in 1..=86400, 10800 s is used"),
@@ -139,6 +144,9 @@ impl Reason {
             Self::NoClusterIp(_) => "add the family to spec.ipFamilies",
             Self::SecondClusterIp(_) => "keep one for each family",
             Self::PortOutOfRange(_) | Self::TimeoutOutOfRange(_) => "correct the number",
+            Self::NoHealthCheckPort => {
+                "write a free port of the nodes, or let an API server choose one when it is created"
+            }
             Self::UnknownProtocol(_) => "use TCP, UDP or SCTP",
             Self::UnknownValue { .. } => "correct it, or update the agent",
             Self::SamePortName(_) => "give each port its own name",
