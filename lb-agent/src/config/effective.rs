@@ -2,7 +2,8 @@
 
 use super::{
     Command, NOT_YET, Parsed,
-    file::fields::{FIELDS, Field, Kind, Meaning, Mode},
+    file::fields::{FIELDS, Field, Kind, Meaning, Mode, VERBOSITY},
+    log_level,
     parse::Origin,
 };
 
@@ -68,6 +69,10 @@ fn document(values: &[(String, String, Origin)]) -> String {
             }
             continue;
         }
+        if field.path == VERBOSITY && log_level::verbosity_of(value).is_none() {
+            line(&mut text, format_args!("# {VERBOSITY}: no number means this: give --log-level beside it"));
+            continue;
+        }
         let (above, name) = field.path.rsplit_once('.').unwrap_or(("", field.path));
         if above != section && !above.is_empty() {
             line(&mut text, format_args!("{above}:"));
@@ -82,6 +87,9 @@ fn document(values: &[(String, String, Origin)]) -> String {
 fn written_as(field: &Field, value: &str) -> String {
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     match field.kind {
+        Kind::Number if field.path == VERBOSITY => {
+            log_level::verbosity_of(value).unwrap_or_default().to_string()
+        }
         Kind::Bool | Kind::Number => value.to_owned(),
         Kind::Texts => format!("[{}]", value.split(',').map(quoted).collect::<Vec<_>>().join(", ")),
         Kind::Text | Kind::Duration | Kind::Map => quoted(value),
