@@ -49,7 +49,8 @@ fn run(parsed: Parsed) -> anyhow::Result<()> {
     if let Some(assumption) = parsed.assumption() {
         info!("{assumption}");
     }
-    app::run(args, parsed.file)
+    let configz = parsed.configz();
+    app::run(args, app::Configured { file: parsed.file, configz })
 }
 
 /// Log lines go to stderr.

@@ -275,6 +275,27 @@ fn what_is_printed_can_be_given_to_config_again() {
     assert_eq!(values(&again), values(&parsed));
 }
 
+/// HZ-10.
+#[test]
+fn what_is_in_force_is_shown_as_kube_proxy_shows_it() {
+    let text =
+        format!("{HEAD}clusterCIDR: 10.42.0.0/16\niptables: {{syncPeriod: 1m, masqueradeAll: true}}\n");
+    let shown = with_file(&text, &["--socket-lb", "tcp", "--oom-score-adj", "-5"]).unwrap().configz();
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let config = &shown["kubeproxy.config.k8s.io"];
+    assert_eq!(config["kind"], "KubeProxyConfiguration");
+    assert_eq!(config["clusterCIDR"], "10.42.0.0/16");
+    assert_eq!(config["oomScoreAdj"], -5);
+    assert_eq!(
+        config["iptables"],
+        serde_json::json!({
+            "masqueradeAll": true, "localhostNodePorts": true, "syncPeriod": "1m", "minSyncPeriod": "100ms",
+        })
+    );
+    assert_eq!(config["nodePortAddresses"], serde_json::json!(["all"]));
+    assert_eq!(shown["lb-agent"]["socket-lb"], "tcp", "what has no field there");
+}
+
 /// An empty address is the default one in the file, and none at all as a flag.
 #[test]
 fn what_the_file_cannot_say_is_said_beside_it() {
