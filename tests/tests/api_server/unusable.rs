@@ -8,6 +8,23 @@ use serde_json::json;
 use crate::events::expect;
 use crate::world::{SOON, World, slices};
 
+/// What `status` says of fields that cannot be used, once the metric counts as many. Every agent sees the objects of all tests.
+fn notices(world: &World<'_>) -> Vec<String> {
+    wait_for("status and metric to agree", SOON, || {
+        let status = world.home.status().map_err(|error| error.to_string())?;
+        let said = status["agent"]["notices"].as_array().cloned().unwrap_or_default();
+        let scraped = get(world.netns(), "127.0.0.1:10249".parse().unwrap(), "/metrics");
+        let metrics = scraped.map_err(|error| error.to_string())?.body;
+        let line = format!("lbagent_notices {}", said.len());
+        if metrics.lines().any(|found| found == line) {
+            Ok(said.iter().filter_map(|notice| notice.as_str().map(str::to_owned)).collect())
+        } else {
+            Err(format!("{said:?} {metrics}"))
+        }
+    })
+    .unwrap()
+}
+
 /// ES-1, ES-2, NE-1: a Service whose slices cannot be used refuses everything, and its people hear why: in its Events, in
 /// `status`, in the log and by a metric, once. So does whoever looks at the log for a slice that is nobody's, and at the Node
 /// for an address that is none.
@@ -45,21 +62,7 @@ fn what_cannot_be_used_at_all_is_named_once_to_those_whom_it_concerns() {
         format!("endpointslice {namespace}/orphan: metadata.labels: the EndpointSlice has no label"),
         format!("node {namespace}: status.addresses[2].address: \"nowhere\" is not an IP address"),
     ];
-    // Every agent sees the objects of all tests.
-    let notices = wait_for("status and metric to agree", SOON, || {
-        let status = world.home.status().map_err(|error| error.to_string())?;
-        let notices = status["agent"]["notices"].as_array().cloned().unwrap_or_default();
-        let scraped = get(world.netns(), "127.0.0.1:10249".parse().unwrap(), "/metrics");
-        let metrics = scraped.map_err(|error| error.to_string())?.body;
-        let line = format!("lbagent_notices {}", notices.len());
-        if metrics.lines().any(|found| found == line) {
-            Ok(notices)
-        } else {
-            Err(format!("{notices:?} {metrics}"))
-        }
-    })
-    .unwrap();
-    let notices: Vec<&str> = notices.iter().filter_map(|notice| notice.as_str()).collect();
+    let notices = notices(&world);
     for wanted in &wanted {
         assert_eq!(
             notices.iter().filter(|notice| notice.starts_with(wanted)).count(),
