@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Objects are converted at the edge and dropped; nothing behind this module knows an API type. Conversion is pure and
-//! total: a field that cannot be used becomes a [`Fault`](crate::model::Fault) of the result, an object that cannot be used
+//! total: a field that cannot be used becomes a [`Fault`] of the result, an object that cannot be used
 //! at all is [`Refused`].
 //!
 //! *Invariant:* only this module names `kube` or `k8s_openapi`.
