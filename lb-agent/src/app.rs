@@ -45,12 +45,21 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often the file of `--config` is looked at.
 const LOOK_AT_CONFIG: Duration = Duration::from_secs(10);
 
-/// Runs until SIGTERM or SIGINT. Programs, links and maps stay: traffic goes on. `config` is what the file of
-/// `--config` said.
+/// What the configuration came to, beside the values themselves.
+#[derive(Debug)]
+pub struct Configured {
+    /// What the file of `--config` said.
+    pub file: Option<String>,
+    /// What is in force, as `/configz` answers it.
+    pub configz: String,
+}
+
+/// Runs until SIGTERM or SIGINT. Programs, links and maps stay: traffic goes on.
 ///
 /// # Errors
 /// What makes a start impossible, each with its remedy.
-pub fn run(args: &RunArgs, config: Option<String>) -> anyhow::Result<()> {
+pub fn run(args: &RunArgs, configured: Configured) -> anyhow::Result<()> {
+    let Configured { file, configz } = configured;
     host::check_kernel()?;
     host::check_capabilities()?;
     let cgroup = host::cgroup(args.cgroup.as_deref())?;
@@ -67,10 +76,10 @@ pub fn run(args: &RunArgs, config: Option<String>) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let watch_config = args.config.clone().zip(config).map(|(path, text)| watch_config(path, text));
+    let watch_config = args.config.clone().zip(file).map(|(path, text)| watch_config(path, text));
     runtime.block_on(async {
         watch_config.map(tokio::spawn);
-        supervise(args, settings, pins).await
+        supervise(args, configz, settings, pins).await
     })
 }
 
@@ -128,7 +137,7 @@ fn raise_descriptors() {
 }
 
 /// Runs the owner on a thread of its own, and everything that sends to it here.
-async fn supervise(args: &RunArgs, settings: Settings, pins: PinDir) -> anyhow::Result<()> {
+async fn supervise(args: &RunArgs, configz: String, settings: Settings, pins: PinDir) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let server = Server::bind(&args.socket.socket)?;
     let (sender, messages) = channel(QUEUE);
@@ -139,7 +148,7 @@ async fn supervise(args: &RunArgs, settings: Settings, pins: PinDir) -> anyhow::
     let healed = move |freed, has_failed| metrics.healed(freed, has_failed);
     let healer =
         Healer::start(args.pins.pin_dir.clone(), healed).context("cannot start the healer's thread")?;
-    observe::start(&args.observe, &outlets, &stop)?;
+    observe::start(&args.observe, configz, &outlets, &stop)?;
     let mailbox = Mailbox { messages, sender: sender.downgrade() };
     let owner = Owner::new(settings, pins, healer, outlets.clone(), mailbox);
     let (ended, mut end) = tokio::sync::oneshot::channel();

@@ -2,7 +2,6 @@
 
 use std::{
     env,
-    ffi::OsStr,
     io::{self, Write as _},
     process::ExitCode,
 };
@@ -38,7 +37,11 @@ fn run(parsed: Parsed) -> anyhow::Result<()> {
     if args.print_config {
         return io::stdout().write_all(parsed.effective().as_bytes()).context("cannot write to stdout");
     }
-    log(args.log_format);
+    let (filter, problem) = parsed.log_filter(args);
+    log(args.log_format, filter.filter());
+    if let Some(problem) = problem {
+        warn!("{problem}");
+    }
     for ignored in &parsed.ignored {
         let config::file::Ignored { path, value, why } = ignored;
         warn!(field = path, value, reason = why, "a field of --config is not used");
@@ -46,66 +49,15 @@ fn run(parsed: Parsed) -> anyhow::Result<()> {
     if let Some(assumption) = parsed.assumption() {
         info!("{assumption}");
     }
-    app::run(args, parsed.file)
+    let configz = parsed.configz();
+    app::run(args, app::Configured { file: parsed.file, configz })
 }
 
-/// What is logged without RUST_LOG. The client's own lines repeat what the agent says once per outage, for every request and
-/// with whole response bodies.
-const DEFAULT_FILTER: &str = "info,kube_client=off,kube_runtime=off";
-
-/// Log lines go to stderr; RUST_LOG says which.
-fn log(format: LogFormat) {
-    let (filter, problem) = filter(env::var_os(EnvFilter::DEFAULT_ENV).as_deref());
+/// Log lines go to stderr.
+fn log(format: LogFormat, filter: EnvFilter) {
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match format {
         LogFormat::Text => lines.init(),
         LogFormat::Json => lines.json().init(),
-    }
-    if let Some(problem) = problem {
-        warn!("{problem}");
-    }
-}
-
-/// The filter that RUST_LOG asks for, and what is wrong with it.
-fn filter(wanted: Option<&OsStr>) -> (EnvFilter, Option<String>) {
-    let Some(wanted) = wanted.filter(|wanted| !wanted.is_empty()) else {
-        return (EnvFilter::new(DEFAULT_FILTER), None);
-    };
-    let parsed = match wanted.to_str() {
-        Some(text) => EnvFilter::try_new(text).map_err(|error| error.to_string()),
-        None => Err("it is not UTF-8".to_owned()),
-    };
-    match parsed {
-        Ok(filter) => (filter, None),
-        Err(reason) => {
-            let wanted = wanted.display();
-            let problem = format!("RUST_LOG={wanted} is not used: {reason}; logging as {DEFAULT_FILTER}");
-            (EnvFilter::new(DEFAULT_FILTER), Some(problem))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::ffi::OsStrExt as _;
-
-    use super::*;
-
-    #[test]
-    fn a_filter_that_cannot_be_used_is_named_and_the_default_is_used() {
-        for wanted in [OsStr::new("lb_agent=loud"), OsStr::from_bytes(b"debug\xff")] {
-            let (filter, problem) = filter(Some(wanted));
-            assert_eq!(filter.to_string(), EnvFilter::new(DEFAULT_FILTER).to_string());
-            let problem = problem.unwrap();
-            let named = format!("RUST_LOG={} is not used: ", wanted.display());
-            assert!(problem.starts_with(&named) && problem.ends_with(DEFAULT_FILTER), "{problem}");
-        }
-        for wanted in [None, Some(OsStr::new(""))] {
-            let (filter, problem) = filter(wanted);
-            assert_eq!(filter.to_string(), EnvFilter::new(DEFAULT_FILTER).to_string());
-            assert_eq!(problem, None);
-        }
-        let (filter, problem) = filter(Some(OsStr::new("lb_agent=debug")));
-        assert_eq!((filter.to_string(), problem), ("lb_agent=debug".to_owned(), None));
     }
 }

@@ -16,6 +16,7 @@ mod pace;
 mod receipts;
 mod report;
 mod turns;
+mod unowned;
 
 use std::{
     cmp::Reverse,
@@ -239,6 +240,7 @@ impl Owner {
         let times = self.outputs.receipts().times(&event);
         let mut touched = BTreeSet::new();
         self.state.apply(event, &mut touched);
+        self.tell_of_unowned();
         self.outputs.receipts().begin(times, stamp.time, touched.iter());
         self.touched.append(&mut touched);
     }

@@ -56,6 +56,81 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     assert_eq!(line(&out, "oom-score-adj"), "# --oom-score-adj=2 file");
 }
 
+/// What a template leaves empty is not given; where empty is a value, it counts.
+#[test]
+fn an_empty_variable_is_as_good_as_none() {
+    let names = [
+        "LB_CONFIG",
+        "LB_KUBECONFIG",
+        "LB_MANIFESTS",
+        "LB_API_SERVER",
+        "LB_CGROUP",
+        "LB_PIN_DIR",
+        "LB_SOCKET",
+        "LB_LOG_LEVEL",
+        "LB_LOG_FORMAT",
+        "LB_BIND_HARD_FAIL",
+        "LB_RESYNC_INTERVAL",
+        "LB_NODEPORT_ADDRESSES",
+        "LB_SOCKET_LB",
+        "LB_REFUSE_BY",
+        "LB_OOM_SCORE_ADJ",
+        "LB_HEALTHZ_ADDRESS",
+        "NODE_NAME",
+        "RUST_LOG",
+    ];
+    let empty: Vec<(&str, &str)> = names.map(|name| (name, "")).into();
+    let (ok, out, err) = print(&[], &empty);
+    assert!(ok, "{err}");
+    let (_, plain, _) = print(&["--healthz-address="], &[]);
+    let values = |text: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| line.starts_with("#   --"));
+        lines.filter_map(|line| line.split_whitespace().nth(1).map(str::to_owned)).collect()
+    };
+    assert_eq!(values(&out), values(&plain));
+    assert_eq!(line(&out, "healthz-address"), "# --healthz-address= environment");
+    // What several commands share, too.
+    let mut list = Command::new(binary("lb-agent").unwrap());
+    let output = list.args(["netns", "list"]).env_clear().env("LB_PIN_DIR", "").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!said.contains("a value is required"), "{said}");
+    // A folder and an empty name of a file do not contradict each other.
+    let (ok, _, err) = print(&["--manifests", "/m"], &[("LB_KUBECONFIG", ""), ("LB_API_SERVER", "")]);
+    assert!(ok, "{err}");
+}
+
+/// 3.1: flag, variable, RUST_LOG, file, default.
+#[test]
+fn what_is_logged_is_said_by_flag_variable_rust_log_and_file() {
+    needs_root!();
+    let home = Home::new("config-level").unwrap();
+    let file = write(&home, &format!("{HEAD}logging:\n  verbosity: 4\n"));
+    let variables = [("LB_CONFIG", file.as_str()), ("RUST_LOG", "error"), ("LB_LOG_LEVEL", "warn")];
+    let shown = |args: &[&str], variables: &[(&str, &str)]| {
+        let (ok, out, err) = print(args, variables);
+        assert!(ok, "{err}");
+        line(&out, "log-level").trim_start_matches("# --log-level=").to_owned()
+    };
+    assert_eq!(shown(&["--log-level", "trace"], &variables), "trace flag");
+    assert_eq!(shown(&[], &variables), "warn environment");
+    assert_eq!(shown(&[], &variables[..2]), "error environment");
+    assert_eq!(shown(&[], &variables[..1]), "debug,kube_client=off,kube_runtime=off file");
+    assert_eq!(shown(&[], &[]), "info,kube_client=off,kube_runtime=off default");
+    let (ok, _, err) = print(&["--log-level", "loud"], &[]);
+    assert!(!ok && err.contains("\"loud\" is no level: expected error, warn, info"), "{err}");
+}
+
+/// 3.1. In tests RUST_LOG asks for more.
+#[test]
+fn the_log_has_what_the_flag_asks_for_and_no_more() {
+    needs_root!();
+    let (net, home) = (Topology::single().unwrap(), Home::new("config-log").unwrap());
+    let agent = Agent::start_with(net.node(1), &home, ["--log-level", "lb_agent=info"]).unwrap();
+    let log = home.log();
+    assert!(log.contains(" INFO lb_agent::") && !log.contains("DEBUG"), "{log}");
+    agent.stop().unwrap();
+}
+
 #[test]
 fn a_file_that_cannot_be_used_is_one_error_and_nothing_starts() {
     needs_root!();

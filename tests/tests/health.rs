@@ -363,6 +363,12 @@ fn metrics_say_what_is_programmed_and_what_is_not() {
     expect(netns, METRICS, "/metrics", |answer| answer.body.contains(gone));
     assert_eq!(get(netns, at(METRICS), "/proxyMode").unwrap().body, "ebpf");
     assert_eq!(get(netns, at(METRICS), "/healthz").unwrap().body, "ok");
+    let configz = get(netns, at(METRICS), "/configz").unwrap().json();
+    assert_eq!(configz["kubeproxy.config.k8s.io"]["metricsBindAddress"], "127.0.0.1:10249", "{configz}");
+    assert_eq!(configz["lb-agent"]["node-name"], *net.node(1).name, "{configz}");
+    let slis = get(netns, at(METRICS), "/metrics/slis").unwrap().body;
+    let wanted = "kubernetes_healthchecks_total{name=\"maps\",type=\"livez\",status=\"success\"} 1\n";
+    assert!(slis.contains(wanted), "{slis}");
 }
 
 /// ES-17.

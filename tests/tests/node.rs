@@ -238,6 +238,34 @@ fn node_ports_on_loopback_are_chosen_by_switch_and_by_name() {
     }
 }
 
+/// NP-6: an operator who asks for loopback addresses and switches them off hears once that nothing is served.
+#[test]
+fn loopback_ranges_that_serve_nothing_are_named_in_the_log_and_in_status() {
+    needs_root!();
+    let mut world = World::new("node-idle");
+    world.node_object("a", &[("InternalIP", PRIMARY)]);
+    world.start(&["--nodeport-addresses", "127.0.0.0/8,::1/128", "--localhost-nodeports=false"]);
+    assert_ne!(world.tcp("127.0.0.1:30080"), "web-1");
+    let said = world.status()["idle_node_port_addresses"].clone();
+    let said: Vec<&str> = said.as_array().unwrap().iter().filter_map(|line| line.as_str()).collect();
+    let wanted =
+        ["127.0.0.0/8 serves none", "::1/128 serves none", "no address of this node serves NodePorts"];
+    assert_eq!(said.len(), wanted.len(), "{said:?}");
+    // Another address of the Node says nothing new.
+    world.node_object("a", &[("InternalIP", SECOND)]);
+    world.home.apply("later", &[service("later", &["10.0.1.101"], &[("http", "TCP", 80)])]).unwrap();
+    world.until_tcp("10.0.1.101:80", "ECONNREFUSED");
+    let log = world.home.log();
+    for (said, wanted) in said.into_iter().zip(wanted) {
+        assert!(said.contains(wanted), "{said}");
+        assert_eq!(
+            log.lines().filter(|line| line.contains("WARN") && line.contains(said)).count(),
+            1,
+            "{log}"
+        );
+    }
+}
+
 /// NP-8, NP-10, NP-11: a node port of any number needs no listener, and one that is there does not get its connections.
 #[test]
 fn nothing_listens_on_a_node_port() {

@@ -187,6 +187,7 @@ fn render(overview: &Overview) -> String {
             section("frontends that another Service owns", &report.contested),
             section("service ports that are not programmed", &report.left_out),
             section("cluster IPs on an interface of this node, left alone", &left_alone),
+            section("node port addresses that serve nothing", &report.idle_node_port_addresses),
         ];
         parts.extend(sections.into_iter().flatten());
     }

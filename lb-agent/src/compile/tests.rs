@@ -262,7 +262,7 @@ fn frontends(compiled: &Compiled) -> Vec<String> {
     all.collect()
 }
 
-/// SP-1, LB-1, NP-9.
+/// SP-1, LB-1.
 #[test]
 fn every_kind_of_frontend_is_served_in_both_families() {
     let mut service = Service {

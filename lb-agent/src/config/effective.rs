@@ -1,8 +1,11 @@
-//! `--print-config`: what is in force, as a text that `--config` takes.
+//! `--print-config`: what is in force, as a text that `--config` takes; `/configz`, the same as JSON.
+
+use serde_json::{Map, Value, json};
 
 use super::{
     Command, NOT_YET, Parsed,
-    file::fields::{FIELDS, Field, Kind, Meaning, Mode},
+    file::fields::{FIELDS, Field, Kind, Meaning, Mode, VERBOSITY},
+    log_level,
     parse::Origin,
 };
 
@@ -34,9 +37,18 @@ impl Parsed {
         if let Some(assumption) = self.assumption() {
             line(&mut text, format_args!("# {assumption}"));
         }
-        text.push_str("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n");
         text.push_str(&document(&values));
         text
+    }
+
+    /// The same as JSON, under the name that kube-proxy has at `/configz`, and all flags beside it (HZ-10).
+    pub fn configz(&self) -> String {
+        let values = self.values();
+        // What `--config` reads is YAML, and this is what was printed for it.
+        let document: Value = serde_saphyr::from_str(&document(&values)).unwrap_or_default();
+        let flags: Map<String, Value> =
+            values.into_iter().map(|(flag, value, _)| (flag, value.into())).collect();
+        json!({"kubeproxy.config.k8s.io": document, "lb-agent": flags}).to_string()
     }
 }
 
@@ -45,9 +57,9 @@ fn line(text: &mut String, content: core::fmt::Arguments<'_>) {
     text.push('\n');
 }
 
-/// The fields of flags that have one. Of the sections of modes the one without a mode is written.
+/// A `KubeProxyConfiguration` with the fields of flags that have one. Of the sections of modes the one without a mode is written.
 fn document(values: &[(String, String, Origin)]) -> String {
-    let mut text = String::new();
+    let mut text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n".to_owned();
     let mut section = "";
     let written = FIELDS.iter().filter(|field| match field.meaning {
         Meaning::Flag(_) => true,
@@ -68,6 +80,10 @@ fn document(values: &[(String, String, Origin)]) -> String {
             }
             continue;
         }
+        if field.path == VERBOSITY && log_level::verbosity_of(value).is_none() {
+            line(&mut text, format_args!("# {VERBOSITY}: no number means this: give --log-level beside it"));
+            continue;
+        }
         let (above, name) = field.path.rsplit_once('.').unwrap_or(("", field.path));
         if above != section && !above.is_empty() {
             line(&mut text, format_args!("{above}:"));
@@ -80,8 +96,11 @@ fn document(values: &[(String, String, Origin)]) -> String {
 }
 
 fn written_as(field: &Field, value: &str) -> String {
-    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let quoted = |text: &str| Value::from(text).to_string();
     match field.kind {
+        Kind::Number if field.path == VERBOSITY => {
+            log_level::verbosity_of(value).unwrap_or_default().to_string()
+        }
         Kind::Bool | Kind::Number => value.to_owned(),
         Kind::Texts => format!("[{}]", value.split(',').map(quoted).collect::<Vec<_>>().join(", ")),
         Kind::Text | Kind::Duration | Kind::Map => quoted(value),

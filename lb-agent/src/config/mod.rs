@@ -13,6 +13,7 @@ mod duration;
 mod effective;
 mod families;
 pub mod file;
+pub mod log_level;
 mod node_ports;
 mod packets;
 mod parse;
@@ -30,6 +31,7 @@ use crate::cli::Tool;
 
 pub use duration::{GoDuration, NotADuration};
 pub use families::{ListError, PerFamily, Ranges};
+pub use log_level::LogFilter;
 pub use node_ports::{NodePortAddresses, NodePortAddressesError, NodePortsOn};
 pub use packets::{
     DetectLocal, DetectLocalMode, InterfaceName, ModeNeeds, NOT_YET, NotAnInterface, PacketArgs,
@@ -169,7 +171,8 @@ pub struct MapArgs {
 /// When something is written.
 #[derive(Clone, Debug, Args)]
 pub struct SyncArgs {
-    /// Longest pause before a failed write is tried again; /healthz fails when a change has waited for twice as long,
+    /// Longest pause before a failed write is tried again, above zero; one shorter than a second counts as a second.
+    /// /healthz fails when a change has waited for twice as long,
     /// 10 s at least, and --min-sync-interval more.
     #[arg(long, env = "LB_RESYNC_INTERVAL", default_value = "30s", value_name = "DURATION")]
     pub resync_interval: GoDuration,
@@ -246,7 +249,13 @@ pub struct RunArgs {
     /// How sockets learn that a Service has no endpoints.
     #[arg(long, env = "LB_REFUSE_BY", value_enum, default_value_t = RefuseBy::Auto, value_name = "HOW")]
     pub refuse_by: RefuseBy,
-    /// How to write log lines; what is written, RUST_LOG says.
+    /// What is logged: error, warn, info, debug, trace or off, for targets as in lb_agent::k8s=debug, separated by commas.
+    /// Without flag and variable RUST_LOG says it.
+    #[arg(
+        long, env = "LB_LOG_LEVEL", default_value = log_level::DEFAULT_FILTER, value_name = "LEVEL[,TARGET=LEVEL..]"
+    )]
+    pub log_level: LogFilter,
+    /// How to write log lines.
     #[arg(long, env = "LB_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     /// Likelihood of being killed when memory ends, -1000 to 1000 (proc_pid_oom_score_adj(5)).
@@ -304,6 +313,11 @@ impl RunArgs {
     /// Names the flags, and the remedy.
     pub fn check(&self) -> anyhow::Result<()> {
         let SyncArgs { resync_interval, min_sync_interval } = &self.sync;
+        if resync_interval.0.is_zero() {
+            bail!(
+                "--resync-interval {resync_interval} would try a failed write again without a pause: name a second or more"
+            );
+        }
         if min_sync_interval > resync_interval {
             bail!(
                 "--min-sync-interval {min_sync_interval} is longer than --resync-interval {resync_interval}: \
@@ -350,6 +364,11 @@ mod tests {
             error.starts_with("--min-sync-interval 1m0s is longer than --resync-interval 30s"),
             "{error}"
         );
+        let error = check(&["--resync-interval", "0", "--min-sync-interval", "0"]).unwrap_err();
+        assert!(
+            error.starts_with("--resync-interval 0s would try a failed write again without a pause"),
+            "{error}"
+        );
         for (mode, needed) in
             [("BridgeInterface", "--pod-bridge-interface"), ("InterfaceNamePrefix", "--pod-interface-prefix")]
         {
@@ -364,6 +383,7 @@ mod tests {
         for args in [
             ["--oom-score-adj", "-1001"],
             ["--resync-interval", "30"],
+            ["--log-level", "loud"],
             ["--service-proxy-name", "a,b"],
             ["--service-cidr", "10.96.0.0"],
             ["--cluster-cidr", "10.0.0.0/8,10.0.0.0/9"],

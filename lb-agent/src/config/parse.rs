@@ -3,18 +3,25 @@
 //! The file is turned into values of flags, which take the place of the defaults before the command line is read a
 //! second time.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 use anyhow::Context as _;
-use clap::{ArgMatches, Command as Clap, CommandFactory as _, FromArgMatches as _, parser::ValueSource};
+use clap::{
+    ArgMatches, Command as Clap, CommandFactory as _, FromArgMatches as _, builder::Resettable,
+    parser::ValueSource,
+};
 
 use super::{
-    Cli, Command,
+    Cli, Command, LogFilter, RunArgs,
     file::{self, FileConfig, Given, Ignored},
+    log_level,
 };
 
 /// The subcommand that takes a file.
 const RUN: &str = "run";
+
+/// Flags of which an empty variable says something: nowhere.
+pub(super) const MAY_BE_EMPTY: [&str; 2] = ["healthz_address", "metrics_address"];
 
 /// A command line that was read.
 #[derive(Debug)]
@@ -72,16 +79,16 @@ impl Origin {
 /// [`ParseError`], with the place in the file where it is the file's fault.
 pub fn parse<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) -> Result<Parsed, ParseError> {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
-    let first = read(Cli::command(), &args)?;
+    let first = read(command(), &args)?;
     let Command::Run(run) = &first.0.command else { return Ok(parsed(first, None, FileConfig::default())) };
-    let Some(path) = run.config.as_ref().filter(|path| !path.as_os_str().is_empty()) else {
+    let Some(path) = run.config.as_ref() else {
         run.check()?;
         return Ok(parsed(first, None, FileConfig::default()));
     };
     let text =
         std::fs::read_to_string(path).with_context(|| format!("cannot read --config {}", path.display()))?;
     let config = file::read(&text).map_err(|fault| anyhow::anyhow!("{}:{fault}", path.display()))?;
-    let mut command = Cli::command();
+    let mut command = command();
     for given in &config.given {
         check(given).map_err(|fault| anyhow::anyhow!("{}:{fault}", path.display()))?;
         let (id, text) = (given.flag.replace('-', "_"), given.text.clone());
@@ -99,6 +106,21 @@ fn parsed((cli, matches): (Cli, ArgMatches), file: Option<String>, config: FileC
     Parsed { cli, ignored, file, matches, given, assumes_mode }
 }
 
+/// The definition, without variables that are empty: a template leaves them so where nothing is given.
+fn command() -> Clap {
+    let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    without(Cli::command(), &is_empty)
+}
+
+/// The same without the variables that `is_empty` names.
+fn without(command: Clap, is_empty: &dyn Fn(&OsStr) -> bool) -> Clap {
+    let command = command.mut_args(|arg| {
+        let counts = MAY_BE_EMPTY.contains(&arg.get_id().as_str());
+        if !counts && arg.get_env().is_some_and(is_empty) { arg.env(Resettable::Reset) } else { arg }
+    });
+    command.mut_subcommands(|below| without(below, is_empty))
+}
+
 fn read(mut command: Clap, args: &[OsString]) -> Result<(Cli, ArgMatches), clap::Error> {
     let matches = command.try_get_matches_from_mut(args)?;
     let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
@@ -108,7 +130,7 @@ fn read(mut command: Clap, args: &[OsString]) -> Result<(Cli, ArgMatches), clap:
 /// Whether the flag takes the value, for an error that names the place in the file.
 fn check(given: &Given) -> Result<(), file::Fault> {
     let args = ["lb-agent".to_owned(), RUN.to_owned(), format!("--{}={}", given.flag, given.text)];
-    Cli::command().try_get_matches_from(args).map(drop).map_err(|error| {
+    command().try_get_matches_from(args).map(drop).map_err(|error| {
         let text = error.to_string();
         let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
         given.place.fault(&given.path, first)
@@ -128,6 +150,24 @@ impl Parsed {
         )
     }
 
+    /// What is logged by this `run`, and what is wrong with a RUST_LOG that would have said it.
+    pub fn log_filter(&self, run: &RunArgs) -> (LogFilter, Option<String>) {
+        match self.rust_log() {
+            Some(Ok(filter)) => (filter, None),
+            Some(Err(problem)) => {
+                (run.log_level.clone(), Some(format!("{problem}; logging as {}", run.log_level)))
+            }
+            None => (run.log_level.clone(), None),
+        }
+    }
+
+    /// RUST_LOG, unless the flag or its variable says it.
+    fn rust_log(&self) -> Option<Result<LogFilter, String>> {
+        let source = self.matches.subcommand().and_then(|(_, run)| run.value_source("log_level"));
+        let is_said = matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable));
+        (!is_said).then(log_level::rust_log).flatten()
+    }
+
     /// The flags of `run`, each with its texts and where they come from, as far as they have any.
     pub(super) fn values(&self) -> Vec<(String, String, Origin)> {
         let Some((RUN, matches)) = self.matches.subcommand() else { return Vec::new() };
@@ -138,6 +178,11 @@ impl Parsed {
         named
             .filter(|(_, long)| !["config", "print-config", "help", "version"].contains(long))
             .filter_map(|(id, long)| {
+                if id == "log_level"
+                    && let Some(Ok(filter)) = self.rust_log()
+                {
+                    return Some((long.to_owned(), filter.to_string(), Origin::Environment));
+                }
                 let source = matches.value_source(id)?;
                 let texts = matches.get_raw(id)?.map(|text| text.to_string_lossy().into_owned());
                 let origin = match source {

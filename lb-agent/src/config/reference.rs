@@ -8,7 +8,7 @@ use clap::{Arg, Command, CommandFactory as _};
 use super::{
     Cli, NOT_YET,
     effective::OF_PACKETS,
-    file::fields::{FIELDS, Kind, Meaning, Mode},
+    file::fields::{FIELDS, Kind, Meaning, Mode, VERBOSITY},
 };
 
 const INTRODUCTION: &str = "\
@@ -17,8 +17,9 @@ const INTRODUCTION: &str = "\
 Made from the definitions of the flags by the test `the_reference_page_is_up_to_date`; `LB_BLESS=1` rewrites it.
 
 A value comes from the flag, else from the environment variable, else from the file that `--config` names, else it is the
-default. `lb-agent run --print-config` shows what is in force and where each value comes from, and ends. Durations are written as
-Go writes them: `30s`, `1m30s`, `100ms`, `0`.
+default. An empty variable is as good as none, but for `LB_HEALTHZ_ADDRESS` and `LB_METRICS_ADDRESS`, where it means nowhere.
+`lb-agent run --print-config` shows what is in force and where each value comes from, and ends. Durations are written as Go writes
+them: `30s`, `1m30s`, `100ms`, `0`.
 
 ## Flags
 
@@ -36,6 +37,26 @@ read once: kube-proxy ends when it changes, this agent goes on and says once tha
 |---|---|---|
 ";
 
+/// `log_level::of_verbosity` for people.
+const BY_VERBOSITY: &str = "0 to 3 are `info`, 4 is `debug`, 5 and more are `trace`";
+
+const FLAGS_OF_KUBE_PROXY: &str = "
+## Flags of kube-proxy
+
+Its other flags are fields of the file above, under the names of the API.
+
+| kube-proxy | here |
+|---|---|
+| `--config` | `--config` |
+| `--write-config-to` | `--print-config` |
+| `--cleanup` | `lb-agent cleanup` removes what lb-agent made. Not yet in this version: `lb-agent cleanup --kube-proxy`, which removes what a kube-proxy left in iptables, nftables and IPVS; it comes with the packet path, which such leftovers would shadow |
+| `--init-only` | not yet in this version: `lb-agent init`, which loads and attaches with all rights so that the agent itself runs with fewer; it comes with the installation in a cluster |
+| `--proxy-mode` | nothing: there is one mode, of which `--socket-lb` switches off parts. Not yet in this version: `--nodeport-path`, by which hook packets of clients outside the node are translated; it comes with the packet path |
+| `--master` | `--api-server` |
+| `-v`, `--vmodule` | `--log-level` |
+| `--logging-format` | `--log-format` |
+";
+
 fn page() -> String {
     let mut page = INTRODUCTION.to_owned();
     let mut command = Cli::command();
@@ -48,6 +69,7 @@ fn page() -> String {
     page.push_str(FILE);
     for field in FIELDS {
         let meaning = match field.meaning {
+            Meaning::Flag(flag) if field.path == VERBOSITY => format!("`--{flag}`: {BY_VERBOSITY}"),
             Meaning::Flag(flag) => format!("`--{flag}`"),
             Meaning::FlagIn(flag, modes) => format!("`--{flag}`, in mode {}", names(modes)),
             Meaning::Mode => {
@@ -59,6 +81,7 @@ fn page() -> String {
         };
         writeln!(page, "| `{}` | {} | {meaning} |", field.path, holds(field.kind)).unwrap();
     }
+    page.push_str(FLAGS_OF_KUBE_PROXY);
     page
 }
 
@@ -113,6 +136,22 @@ fn the_reference_page_is_up_to_date() {
     }
     let kept = fs::read_to_string(&path).unwrap_or_default();
     assert!(kept == page, "docs/configuration.md is stale: run this test with LB_BLESS=1");
+}
+
+/// What comes later is written down where an operator of kube-proxy looks for it.
+#[test]
+fn what_kube_proxy_has_and_this_agent_does_not_yet_have_is_named() {
+    let page = page();
+    for flag in ["`--init-only`", "`lb-agent init`", "`lb-agent cleanup --kube-proxy`", "`--nodeport-path`"] {
+        let row = page.lines().find(|line| line.starts_with('|') && line.contains(flag));
+        assert!(
+            row.is_some_and(|row| row.to_lowercase().contains("not yet in this version")),
+            "{flag}: {row:?}"
+        );
+    }
+    for may_be_empty in super::parse::MAY_BE_EMPTY {
+        assert!(page.contains(&format!("`LB_{}`", may_be_empty.to_uppercase())), "{may_be_empty}");
+    }
 }
 
 /// Every flag and variable is named once, and every field leads to a flag that there is.

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use ipnet::IpNet;
 use lb_common::abi::{Addr, Address};
 
 use crate::{
@@ -49,6 +50,9 @@ pub struct NodePorts {
     pub lacks_primary: bool,
     /// The primary address was asked for and one family has none: NodePorts of this family are served nowhere (DS-2).
     pub unserved: Option<Family>,
+    /// Ranges of loopback addresses that were asked for and serve nothing: it is switched off, or they have neither 127.0.0.1
+    /// nor ::1 (NP-6).
+    pub idle: Vec<IpNet>,
 }
 
 /// Where servers of this node listen that belong to NodePorts (NP-13), for one family.
@@ -78,7 +82,7 @@ impl NodePorts {
 /// Loopback addresses other than 127.0.0.1 and ::1 serve none, and these two only for the host itself (NP-4). A primary
 /// address is served whether an interface has it or not, as under kube-proxy.
 pub fn classify(own: &OwnAddresses, primary: &PerFamily<IpAddr>, options: &NodePortOptions) -> NodePorts {
-    let mut chosen = NodePorts::default();
+    let mut chosen = NodePorts { idle: idle(options), ..NodePorts::default() };
     let primary = PerFamily { v4: options.node_ip.v4.or(primary.v4), v6: options.node_ip.v6.or(primary.v6) };
     if options.on.on == NodePortsOn::Primary {
         chosen.lacks_primary = primary.is_empty();
@@ -145,6 +149,16 @@ fn serves_loopback(options: &NodePortOptions, family: Family) -> bool {
         NodePortsOn::Nowhere => false,
     };
     options.on.localhost || (options.localhost && is_in_list)
+}
+
+/// NP-6: ranges within loopback that serve nothing.
+fn idle(options: &NodePortOptions) -> Vec<IpNet> {
+    let is_idle = |family, range: &IpNet| {
+        let is_loopback = range.network().is_loopback() && range.broadcast().is_loopback();
+        is_loopback && !(range.contains(&loopback(family)) && serves_loopback(options, family))
+    };
+    let of = |family| options.on.ranges(family).copied().filter(move |range| is_idle(family, range));
+    Family::BOTH.into_iter().flat_map(of).collect()
 }
 
 const fn loopback(family: Family) -> IpAddr {
@@ -227,22 +241,45 @@ mod tests {
         assert!(!chosen.lacks_primary);
     }
 
-    /// NP-4, NP-5, NP-6, NP-7.
+    /// NP-4, NP-5, NP-6, NP-7. Behind `idle` are the ranges that are named because they serve nothing.
     #[rstest]
-    #[case::as_it_comes("primary", true, "10.0.0.1 (127.0.0.1) (::1)")]
-    #[case::switched_off("primary", false, "10.0.0.1")]
-    #[case::asked_for_by_name("primary,localhost", false, "10.0.0.1 (127.0.0.1) (::1)")]
-    #[case::nothing_else("localhost", false, "(127.0.0.1) (::1)")]
-    #[case::ranges_without_it("10.0.0.0/31,fd00::/64", true, "10.0.0.1 fd00::1")]
-    #[case::a_range_of_loopback("127.0.0.0/8,::1/128", true, "(127.0.0.1) (::1)")]
-    #[case::a_range_of_loopback_that_is_switched_off("127.0.0.0/8,::1/128", false, "")]
-    #[case::all_but_the_host_itself("all", false, &format!("{V4} 2001:db8::1 fd00::1 fe80::1"))]
+    #[case::as_it_comes("primary", true, "10.0.0.1 (127.0.0.1) (::1)", "")]
+    #[case::switched_off("primary", false, "10.0.0.1", "")]
+    #[case::asked_for_by_name("primary,localhost", false, "10.0.0.1 (127.0.0.1) (::1)", "")]
+    #[case::nothing_else("localhost", false, "(127.0.0.1) (::1)", "")]
+    #[case::ranges_without_it("10.0.0.0/31,fd00::/64", true, "10.0.0.1 fd00::1", "")]
+    #[case::a_range_of_loopback("127.0.0.0/8,::1/128", true, "(127.0.0.1) (::1)", "")]
+    #[case::a_range_of_loopback_that_is_switched_off("127.0.0.0/8,::1/128", false, "", "127.0.0.0/8 ::1/128")]
+    #[case::beside_ranges_that_serve(
+        "10.0.0.0/31,127.0.0.0/8,fd00::/64",
+        false,
+        "10.0.0.1 fd00::1",
+        "127.0.0.0/8"
+    )]
+    #[case::switched_off_and_asked_for_by_name(
+        "127.0.0.0/8,::1/128,localhost",
+        false,
+        "(127.0.0.1) (::1)",
+        ""
+    )]
+    #[case::loopback_addresses_that_serve_nothing(
+        "127.0.0.53/32,fd00::/64",
+        true,
+        "fd00::1",
+        "127.0.0.53/32"
+    )]
+    #[case::more_than_loopback("0.0.0.0/0,::/0", false, &format!("{V4} 2001:db8::1 fd00::1 fe80::1"), "")]
+    #[case::all_but_the_host_itself("all", false, &format!("{V4} 2001:db8::1 fd00::1 fe80::1"), "")]
     fn the_host_itself_meets_node_ports_on_its_two_loopback_addresses(
         #[case] on: &str,
         #[case] localhost: bool,
         #[case] wanted: &str,
+        #[case] idle: &str,
     ) {
-        assert_eq!(shown(&classified("", "10.0.0.1", on, localhost)), wanted);
+        let chosen = classified("", "10.0.0.1", on, localhost);
+        assert_eq!(shown(&chosen), wanted);
+        let named: Vec<String> = chosen.idle.iter().map(ToString::to_string).collect();
+        assert_eq!(named.join(" "), idle);
     }
 
     /// ND-1: where nothing is known of the Node, what NodePorts reach is not taken away.

@@ -22,12 +22,12 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::outage::{Outages, is_break};
 use super::pace::paced;
 use super::select::{Interest, NOT_HEADLESS};
-use super::{Refused, namespace, node, service, service_cidr, slice};
+use super::{Refused, namespace, node, service, service_cidr, slice::watched};
 use crate::model::{Change, Event, Names, ServiceName, SliceName};
 
 /// Pauses between attempts grow from the first to the second, and chance adds up to as much again. The longest is a third
@@ -304,7 +304,7 @@ impl Presence {
                 self.say(true);
             }
             Change::Delete(name) if *name == self.own_node => self.say(false),
-            Change::Apply(_) | Change::Delete(_) => {}
+            Change::Apply(_) | Change::Delete(_) | Change::Refuse(..) => {}
             Change::Complete => self.say(self.is_listed),
         }
     }
@@ -334,7 +334,7 @@ fn service_event(event: watcher::Event<ApiService>, names: &mut Names, interest:
 pub(super) fn slice_event(event: watcher::Event<EndpointSlice>, names: &mut Names) -> Event {
     Event::Slice(change(
         event,
-        |object| slice(object, names),
+        |object| watched(object, names),
         |meta| SliceName::new(namespace(meta), meta.name.as_deref().unwrap_or_default()),
     ))
 }
@@ -355,7 +355,7 @@ fn service_cidr_event(event: watcher::Event<ServiceCIDR>, names: &mut Names) -> 
     ))
 }
 
-/// An object that cannot be used any more, such as a slice that lost its owner, is as good as deleted.
+/// An object that cannot be used any more, such as a slice that lost its owner, is as good as deleted, and is named.
 fn change<K, N, V>(
     event: watcher::Event<K>,
     convert: impl FnOnce(&K) -> Result<V, Refused>,
@@ -369,11 +369,7 @@ where
         watcher::Event::InitDone => Change::Complete,
         watcher::Event::Apply(object) | watcher::Event::InitApply(object) => match convert(&object) {
             Ok(value) => Change::Apply(value),
-            Err(reason) => {
-                let meta = object.meta();
-                debug!(namespace = meta.namespace, name = meta.name, %reason, "object is not used");
-                Change::Delete(name(meta))
-            }
+            Err(refused) => Change::Refuse(name(object.meta()), refused.fault()),
         },
         watcher::Event::Delete(object) => Change::Delete(name(object.meta())),
     }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::connect::{LIMITS, connect_within};
 use super::transport::Limits;
 use super::{Access, Interest, api, connect};
-use crate::model::{ClusterState, Event};
+use crate::model::{Change, ClusterState, Event, Names, Reason, ServiceName, SliceName};
 
 const OWN_NODE: &str = "n1";
 
@@ -397,17 +397,47 @@ async fn an_address_that_is_none_is_named() {
     }
 }
 
-/// ES-2: the label can be taken away.
-#[tokio::test]
-async fn an_object_that_cannot_be_used_any_more_is_deleted() {
+/// What an `EndpointSlice` of Service ns/web with changes comes to.
+fn slice_event(change: impl FnOnce(&mut Value)) -> Event {
     use kube::runtime::watcher;
-    let object = json!({
-        "metadata": {"name": "web-1", "namespace": "ns"}, "addressType": "IPv4", "endpoints": [],
+    let mut object = json!({
+        "metadata": {"name": "web-1", "namespace": "ns", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4", "ports": [{"name": "", "port": 8080}], "endpoints": [{"addresses": ["10.0.0.1"]}],
     });
+    change(&mut object);
     let event = watcher::Event::Apply(serde_json::from_value(object).unwrap());
-    let event = api::slice_event(event, &mut crate::model::Names::default());
-    assert_eq!(
-        event,
-        Event::Slice(crate::model::Change::Delete(crate::model::SliceName::new("ns", "web-1")))
-    );
+    api::slice_event(event, &mut Names::default())
+}
+
+/// ES-2: the label can be taken away.
+#[test]
+fn a_slice_that_is_nobodys_any_more_is_as_good_as_deleted_and_named() {
+    let Event::Slice(Change::Refuse(name, fault)) = slice_event(|slice| {
+        slice["metadata"]["labels"] = json!({});
+    }) else {
+        panic!("taken in")
+    };
+    assert_eq!(name, SliceName::new("ns", "web-1"));
+    assert_eq!((&*fault.field, &fault.reason), ("metadata.labels", &Reason::NoOwner));
+}
+
+/// ES-1: the Service it was made for can say what is wrong.
+#[test]
+fn a_slice_of_another_address_type_is_a_fault_of_its_service() {
+    for kind in ["FQDN", "IPX"] {
+        let event = slice_event(|slice| slice["addressType"] = json!(kind));
+        let Event::Slice(Change::Apply(slice)) = event else { panic!("{event:?}") };
+        assert_eq!(slice.service, ServiceName::new("ns", "web"));
+        assert_eq!((slice.ports.len(), slice.endpoints().len()), (0, 0), "nothing of it serves");
+        let said: Vec<String> =
+            slice.faults.iter().map(|fault| format!("{}: {}", fault.field, fault.reason)).collect();
+        let wanted =
+            format!("endpointslice web-1: addressType: addressType \"{kind}\" is neither IPv4 nor IPv6; ");
+        assert!(said.len() == 1 && said[0].starts_with(&wanted), "{said:?}");
+    }
+    let orphan = slice_event(|slice| {
+        slice["addressType"] = json!("FQDN");
+        slice["metadata"]["labels"] = json!({});
+    });
+    assert!(matches!(orphan, Event::Slice(Change::Refuse(..))), "{orphan:?}");
 }

@@ -93,6 +93,18 @@ pub(super) fn range(text: &str) -> Result<IpNet, Reason> {
     IpNet::new(addr, len).map(|range| range.trunc()).ok().ok_or_else(refused)
 }
 
+/// The ranges of a list, without those that cannot be used.
+pub(super) fn ranges(given: &[String], field: &'static str, faults: &mut Faults) -> Box<[IpNet]> {
+    let mut usable = Vec::with_capacity(given.len());
+    for (at, text) in given.iter().enumerate() {
+        match range(text) {
+            Ok(range) => usable.push(range),
+            Err(reason) => faults.add(|| format!("{field}[{at}]"), reason),
+        }
+    }
+    usable.into()
+}
+
 /// A port number, 1..=65535.
 pub(super) fn port(number: i32) -> Result<u16, Reason> {
     u16::try_from(number).ok().filter(|port| *port != 0).ok_or(Reason::PortOutOfRange(number.into()))

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Objects are converted at the edge and dropped; nothing behind this module knows an API type. Conversion is pure and
-//! total: a field that cannot be used becomes a [`Fault`](crate::model::Fault) of the result, an object that cannot be used
+//! total: a field that cannot be used becomes a [`Fault`] of the result, an object that cannot be used
 //! at all is [`Refused`].
 //!
 //! *Invariant:* only this module names `kube` or `k8s_openapi`.
@@ -42,6 +42,8 @@ pub use slice::slice;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use crate::model::{Fault, Reason};
+
 /// Why an object as a whole is not taken in.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Refused {
@@ -54,6 +56,17 @@ pub enum Refused {
     /// A slice of host names or of an unknown type (ES-1).
     #[error("addressType {0:?} is neither IPv4 nor IPv6")]
     AddressType(Box<str>),
+}
+
+impl Refused {
+    /// The same as a fault of a field.
+    fn fault(self) -> Fault {
+        match self {
+            Self::NoName => Fault::new("metadata.name", Reason::NoName),
+            Self::NoOwner => Fault::new("metadata.labels", Reason::NoOwner),
+            Self::AddressType(text) => Fault::new("addressType", Reason::AddressType(text)),
+        }
+    }
 }
 
 /// The namespace of an object; where none is given, the one kubectl would use.

@@ -40,8 +40,7 @@ pub fn service(object: &api::Service, names: &mut Names) -> Result<Service, Refu
             policy(spec.internal_traffic_policy.as_deref(), "spec.internalTrafficPolicy", &mut faults);
         service.external_policy =
             policy(spec.external_traffic_policy.as_deref(), "spec.externalTrafficPolicy", &mut faults);
-        service.health_check_node_port =
-            optional_port(spec.health_check_node_port, || "spec.healthCheckNodePort".to_owned(), &mut faults);
+        service.health_check_node_port = health_check_node_port(spec, &service, &mut faults);
     }
     service.faults = faults.finish(|| "spec".to_owned());
     Ok(service)
@@ -148,6 +147,17 @@ fn optional_port(number: Option<i32>, field: impl FnOnce() -> String, faults: &m
     }
 }
 
+/// SP-7: without a number, where one is needed, load balancers cannot tell which nodes have endpoints.
+fn health_check_node_port(spec: &ServiceSpec, service: &Service, faults: &mut Faults) -> u16 {
+    let field = || "spec.healthCheckNodePort".to_owned();
+    let is_needed =
+        service.kind == ServiceType::LoadBalancer && service.external_policy == TrafficPolicy::Local;
+    if is_needed && matches!(spec.health_check_node_port, None | Some(0)) {
+        faults.add(field, Reason::NoHealthCheckPort);
+    }
+    optional_port(spec.health_check_node_port, field, faults)
+}
+
 fn external_ips(spec: &ServiceSpec, faults: &mut Faults) -> Few<IpAddr> {
     let mut usable = Vec::new();
     for (at, text) in spec.external_ips.iter().flatten().enumerate() {
@@ -179,14 +189,8 @@ fn load_balancer_ips(object: &api::Service, faults: &mut Faults) -> Few<IpAddr> 
 }
 
 fn source_ranges(spec: &ServiceSpec, faults: &mut Faults) -> Few<IpNet> {
-    let mut usable = Vec::new();
-    for (at, text) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
-        match fields::range(text) {
-            Ok(range) => usable.push(range),
-            Err(reason) => faults.add(|| format!("spec.loadBalancerSourceRanges[{at}]"), reason),
-        }
-    }
-    usable.into()
+    let given = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
+    fields::ranges(given, "spec.loadBalancerSourceRanges", faults).into_vec().into()
 }
 
 /// SP-9.

@@ -121,3 +121,26 @@ fn an_address_of_a_load_balancer_is_served_in_mode_vip(#[case] entry: Value, #[c
     assert_eq!(all.contains(&"203.0.113.7:80".to_owned()), is_served, "{all:?}");
     assert_eq!(*read(&spec, &status).faults, []);
 }
+
+/// SP-7: zero is no port, and load balancers would take every node for one without endpoints.
+#[test]
+fn a_health_check_port_that_is_needed_and_missing_is_named() {
+    let with = |kind: &str, policy: &str, port: Value| {
+        let spec = json!({
+            "type": kind, "clusterIP": "10.96.0.1", "externalTrafficPolicy": policy, "healthCheckNodePort": port,
+            "ports": [{"port": 80}],
+        });
+        let service = read(&spec, &Value::Null);
+        let fields: Vec<String> = service.faults.iter().map(|fault| fault.field.to_string()).collect();
+        (service.health_check_node_port, fields)
+    };
+    let named = || vec!["spec.healthCheckNodePort".to_owned()];
+    for missing in [json!(0), Value::Null] {
+        assert_eq!(with("LoadBalancer", "Local", missing.clone()), (0, named()));
+        for (kind, policy) in [("LoadBalancer", "Cluster"), ("NodePort", "Local"), ("ClusterIP", "Local")] {
+            assert_eq!(with(kind, policy, missing.clone()), (0, vec![]), "{kind} {policy}");
+        }
+    }
+    assert_eq!(with("LoadBalancer", "Local", json!(32_000)), (32_000, vec![]));
+    assert_eq!(with("LoadBalancer", "Local", json!(70_000)), (0, named()), "said once");
+}

@@ -6,8 +6,8 @@ use k8s_openapi::api::discovery::v1::{self as api, EndpointHints};
 use super::fields::{self, Faults, shown};
 use super::{Refused, namespace};
 use crate::model::{
-    Conditions, EndpointFacts, Family, Name, Names, Reason, ServiceName, Slice, SliceBuilder, SlicePort,
-    Trigger,
+    Conditions, EndpointFacts, Family, Fault, Name, Names, Reason, ServiceName, Slice, SliceBuilder,
+    SlicePort, Trigger,
 };
 
 /// The Service that owns a slice (ES-2).
@@ -43,6 +43,24 @@ pub fn slice(object: &api::EndpointSlice, names: &mut Names) -> Result<Slice, Re
     builder.trigger(trigger(object));
     builder.faults(faults.finish(|| path(&name.name, "endpoints")));
     Ok(builder.build())
+}
+
+/// The same for a source that says of its objects what they are now: what cannot be used stays with its Service, which
+/// says so, as long as it names one.
+pub(super) fn watched(object: &api::EndpointSlice, names: &mut Names) -> Result<Slice, Refused> {
+    match slice(object, names) {
+        Err(refused @ Refused::AddressType(_)) => {
+            let meta = &object.metadata;
+            let name = names.slice(namespace(meta), meta.name.as_deref().unwrap_or_default());
+            let owner = meta.labels.iter().find_map(|labels| labels.get(SERVICE_NAME));
+            let owner = owner.map(String::as_str).unwrap_or_default();
+            let service = ServiceName { namespace: name.namespace.clone(), name: owner.into() };
+            let Fault { field, reason } = refused.fault();
+            let fault = Fault::new(path(&name.name, &field), reason);
+            Ok(Slice::unusable(name, service, fault))
+        }
+        result => result,
+    }
 }
 
 /// A time that cannot be read is as good as none: it is for measurements only (ES-17).

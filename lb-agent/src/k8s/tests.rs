@@ -453,3 +453,34 @@ proptest! {
         let _ = state.compile(&service.name);
     }
 }
+
+/// NP-3: what cannot be used is left out and named, the rest counts.
+#[test]
+fn addresses_of_a_node_that_are_none_are_named() {
+    let node = read_node(json!({
+        "metadata": {"name": "n1"},
+        "spec": {"podCIDRs": ["10.1.0.0/33", "fd00:1::/64"]},
+        "status": {"addresses": [
+            {"type": "Hostname", "address": "n1"}, {"type": "ExternalIP", "address": "n1.example"},
+            {"type": "InternalIP", "address": "127.0.0.1"}, {"type": "InternalIP", "address": "10.0.0.1"},
+        ]},
+    }));
+    assert_eq!(*node.addresses, ["10.0.0.1".parse::<std::net::IpAddr>().unwrap()]);
+    let fields: Vec<&str> = node.faults.iter().map(|fault| &*fault.field).collect();
+    assert_eq!(fields, ["status.addresses[2].address", "status.addresses[1].address", "spec.podCIDRs[0]"]);
+}
+
+#[test]
+fn ranges_of_a_service_cidr_that_are_none_are_named() {
+    let object =
+        json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/12", "fd00::/129"]}});
+    let object = serde_json::from_value(object).unwrap();
+    let cidr = super::service_cidr(&object, &mut Names::default()).unwrap();
+    assert_eq!(cidr.ranges.len(), 1);
+    let said: Vec<String> =
+        cidr.faults.iter().map(|fault| format!("{}: {}", fault.field, fault.reason)).collect();
+    assert!(
+        said.len() == 1 && said[0].starts_with("spec.cidrs[1]: \"fd00::/129\" is not an address range"),
+        "{said:?}"
+    );
+}

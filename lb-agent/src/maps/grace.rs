@@ -10,12 +10,31 @@ use std::{
     time::Duration,
 };
 
-use tracing::error;
+use tracing::{error, info};
 
 use super::{Grace, MapError, Op, sys::GraceMap};
 
-/// Pause before a wait that the kernel refused is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+/// Pauses before a wait that the kernel refused is tried again: the first one, and the longest they grow to. A new request is
+/// tried at once.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// What the kernel refuses, one time after the other.
+#[derive(Debug, Default)]
+struct Refusals {
+    /// The errno that was said last.
+    said: Option<i32>,
+    pause: Duration,
+}
+
+impl Refusals {
+    /// Whether this one is to be said, because it has another cause than the one before, and how long to pause.
+    fn next(&mut self, error: &io::Error) -> (bool, Duration) {
+        let cause = error.raw_os_error().unwrap_or_default();
+        let is_new = self.said.replace(cause) != Some(cause);
+        self.pause = (self.pause * 2).clamp(PAUSES.0, PAUSES.1);
+        (is_new, self.pause)
+    }
+}
 
 /// How far the waiting thread is.
 #[derive(Debug, Default)]
@@ -88,14 +107,21 @@ fn wait_for_all(
 ) {
     while let Ok(first) = wanted.recv() {
         let mut ticket = wanted.try_iter().last().unwrap_or(first);
+        let mut refusals = Refusals::default();
         while let Err(errno) = wait() {
-            error!(%errno, "cannot wait for a grace period, freed slots stay unused; trying again");
+            let (is_new, pause) = refusals.next(&errno);
+            if is_new {
+                error!(%errno, "cannot wait for a grace period, freed slots stay unused; trying again after growing pauses");
+            }
             passed.set(|progress| progress.failure = Some(errno));
-            match wanted.recv_timeout(RETRY) {
+            match wanted.recv_timeout(pause) {
                 Ok(next) => ticket = next,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+        }
+        if refusals.said.is_some() {
+            info!("grace periods pass again");
         }
         passed.set(|progress| *progress = Progress { ticket, failure: None });
         on_passed();
@@ -133,6 +159,16 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
+
+    #[test]
+    fn a_refusal_is_said_once_for_each_cause_and_tried_again_after_growing_pauses() {
+        let mut refusals = Refusals::default();
+        let causes =
+            [libc::ENOMEM, libc::ENOMEM, libc::EPERM, libc::EPERM, libc::ENOMEM, libc::ENOMEM, libc::ENOMEM];
+        let answers = causes.map(|errno| refusals.next(&io::Error::from_raw_os_error(errno)));
+        assert_eq!(answers.map(|(is_new, _)| is_new), [true, false, true, false, true, false, false]);
+        assert_eq!(answers.map(|(_, pause)| pause.as_secs()), [1, 2, 4, 8, 16, 30, 30]);
+    }
 
     #[test]
     fn a_wait_that_the_kernel_refuses_ends_with_its_reason_and_passes_when_it_can() {

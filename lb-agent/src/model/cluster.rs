@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use crate::hash::HashMap;
 
+use super::unowned::UnownedFaults;
 use super::{
-    Change, Endpoint, Event, Name, Node, NodeContext, Protocol, Service, ServiceCidr, ServiceName, Slice,
-    SliceName, SlicePort,
+    Change, Endpoint, Event, Fault, Name, Node, NodeContext, Protocol, Service, ServiceCidr, ServiceName,
+    Slice, SliceName, SlicePort, Unowned,
 };
 
 use ipnet::IpNet;
@@ -31,6 +32,7 @@ pub struct ClusterState {
     cidr_list: Option<Listing<Name>>,
     /// The slices of [`API_SERVICE`] when they last had an endpoint that may serve.
     api_slices: Vec<Slice>,
+    unowned: UnownedFaults,
 }
 
 /// Namespace and name of the Service by which pods reach the API server, this agent among them.
@@ -86,6 +88,7 @@ impl ClusterState {
             service_cidrs: BTreeMap::new(),
             cidr_list: None,
             api_slices: Vec::new(),
+            unowned: UnownedFaults::default(),
         }
     }
 
@@ -109,6 +112,16 @@ impl ClusterState {
             && self.slice_list.is_listed
             && self.node_list.is_listed
             && self.cidr_list.as_ref().is_none_or(|list| list.is_listed)
+    }
+
+    /// What cannot be used of objects that belong to no Service, by object.
+    pub fn unowned_faults(&self) -> impl Iterator<Item = (&Unowned, &Fault)> {
+        self.unowned.iter()
+    }
+
+    /// Those among them that are new since this was asked for last; nothing if none came or went.
+    pub fn take_unowned_news(&mut self) -> Option<Vec<(Unowned, Fault)>> {
+        self.unowned.take_news()
     }
 
     /// The ranges of all ServiceCIDRs.
@@ -187,7 +200,8 @@ impl ClusterState {
                     touched.insert(name);
                 }
             }
-            Change::Delete(name) => {
+            // One that cannot be used has no name to be told by.
+            Change::Delete(name) | Change::Refuse(name, _) => {
                 self.service_list.seen(&name);
                 self.drop_service(name, touched);
             }
@@ -212,18 +226,28 @@ impl ClusterState {
 
     fn apply_slice(&mut self, change: Change<SliceName, Slice>, touched: &mut BTreeSet<ServiceName>) {
         match change {
-            Change::Restart => self.slice_list.restart(self.owners.keys().cloned()),
+            Change::Restart => {
+                self.slice_list.restart(self.owners.keys().chain(self.unowned.slices()).cloned());
+            }
             Change::Apply(slice) => {
                 self.slice_list.seen(&slice.name);
+                self.unowned.clear(Unowned::Slice(slice.name.clone()));
                 self.put_slice(slice, touched);
+            }
+            Change::Refuse(name, fault) => {
+                self.slice_list.seen(&name);
+                self.drop_slice(&name, touched);
+                self.unowned.set(Unowned::Slice(name), [fault].into());
             }
             Change::Delete(name) => {
                 self.slice_list.seen(&name);
                 self.drop_slice(&name, touched);
+                self.unowned.clear(Unowned::Slice(name));
             }
             Change::Complete => {
                 for name in self.slice_list.complete() {
                     self.drop_slice(&name, touched);
+                    self.unowned.clear(Unowned::Slice(name));
                 }
             }
         }
@@ -292,11 +316,11 @@ impl ClusterState {
                 self.node_list.seen(&node.name);
                 self.set_node(Some(node), touched);
             }
-            Change::Delete(name) if name == self.node.name => {
+            Change::Delete(name) | Change::Refuse(name, _) if name == self.node.name => {
                 self.node_list.seen(&name);
                 self.set_node(None, touched);
             }
-            Change::Apply(_) | Change::Delete(_) => {}
+            Change::Apply(_) | Change::Delete(_) | Change::Refuse(..) => {}
             Change::Complete => {
                 if !self.node_list.complete().is_empty() {
                     self.set_node(None, touched);
@@ -309,23 +333,28 @@ impl ClusterState {
         let list = self.cidr_list.get_or_insert_default();
         match change {
             Change::Restart => list.restart(self.service_cidrs.keys().cloned()),
-            Change::Apply(ServiceCidr { name, ranges }) => {
+            Change::Apply(ServiceCidr { name, ranges, faults }) => {
                 list.seen(&name);
+                self.unowned.set(Unowned::ServiceCidr(name.clone()), faults);
                 self.service_cidrs.insert(name, ranges);
             }
-            Change::Delete(name) => {
+            Change::Delete(name) | Change::Refuse(name, _) => {
                 list.seen(&name);
                 self.service_cidrs.remove(&name);
+                self.unowned.clear(Unowned::ServiceCidr(name));
             }
             Change::Complete => {
                 for name in list.complete() {
                     self.service_cidrs.remove(&name);
+                    self.unowned.clear(Unowned::ServiceCidr(name));
                 }
             }
         }
     }
 
     fn set_node(&mut self, node: Option<Node>, touched: &mut BTreeSet<ServiceName>) {
+        let faults = node.as_ref().map(|node| node.faults.clone()).unwrap_or_default();
+        self.unowned.set(Unowned::Node(Arc::clone(&self.node.name)), faults);
         let before = mem::replace(&mut self.node.node, node);
         if before.as_ref().and_then(|node| node.zone.as_deref()) != self.node.zone() {
             touched.extend(self.services().cloned());

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{Name, Node, Service, ServiceName, Slice, SliceName};
+use super::{Fault, Few, Name, Node, Service, ServiceName, Slice, SliceName};
 
 /// One step of the stream of one kind.
 ///
@@ -16,6 +16,8 @@ pub enum Change<K, V> {
     Restart,
     /// The object is there, new or changed.
     Apply(V),
+    /// The object is there and cannot be used at all: as good as gone, and named.
+    Refuse(K, Fault),
     /// The object is gone.
     Delete(K),
     /// What was not applied since the last `Restart` is gone.
@@ -29,6 +31,8 @@ pub struct ServiceCidr {
     pub name: Name,
     /// `spec.cidrs` that can be used.
     pub ranges: Box<[IpNet]>,
+    /// Those that cannot.
+    pub faults: Few<Fault>,
 }
 
 /// A change of one of the kinds that decide where traffic goes.

@@ -24,6 +24,7 @@ mod service;
 mod slice;
 #[cfg(test)]
 mod tests;
+mod unowned;
 
 pub use cluster::ClusterState;
 pub use event::{Change, Event, ServiceCidr};
@@ -33,3 +34,4 @@ pub use node::{Node, NodeContext};
 pub use notice::{Fault, Notice, Reason};
 pub use service::{ClusterIps, Family, Protocol, Service, ServicePort, ServiceType, TrafficPolicy};
 pub use slice::{Conditions, Endpoint, EndpointFacts, Slice, SliceBuilder, SlicePort, Trigger};
+pub use unowned::Unowned;

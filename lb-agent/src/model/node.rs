@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{Family, Name};
+use super::{Family, Fault, Few, Name};
 
 /// The own Node object.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -22,12 +22,21 @@ pub struct Node {
     pub pod_cidrs: Box<[IpNet]>,
     /// Being deleted, or tainted by the cluster autoscaler: cloud load balancers should leave it (HZ-4).
     pub is_draining: bool,
+    /// Fields of the object that could not be used.
+    pub faults: Few<Fault>,
 }
 
 impl Node {
     /// A Node that says nothing but its name.
     pub fn new(name: Arc<str>) -> Self {
-        Self { name, zone: None, addresses: Box::default(), pod_cidrs: Box::default(), is_draining: false }
+        Self {
+            name,
+            zone: None,
+            addresses: Box::default(),
+            pod_cidrs: Box::default(),
+            is_draining: false,
+            faults: Few::default(),
+        }
     }
 }
 

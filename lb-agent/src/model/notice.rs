@@ -55,6 +55,12 @@ pub enum Reason {
     NotARange(Box<str>),
     /// Loopback, unspecified or multicast.
     SpecialAddress(IpAddr),
+    /// Neither IPv4 nor IPv6 (ES-1).
+    AddressType(Box<str>),
+    /// A slice that says of no Service that it is its (ES-2).
+    NoOwner,
+    /// An object that has no name.
+    NoName,
     /// An endpoint of the family that the slice does not have.
     OtherFamily(IpAddr),
     /// An address of a family in which the Service has no cluster IP (SEL-7).
@@ -63,6 +69,8 @@ pub enum Reason {
     SecondClusterIp(IpAddr),
     /// Not in 1..=65535.
     PortOutOfRange(i64),
+    /// No health check port where type and policy need one (SP-7).
+    NoHealthCheckPort,
     /// Neither TCP, UDP nor SCTP.
     UnknownProtocol(Box<str>),
     /// A value that this version does not know; `used` is taken in its place.
@@ -97,12 +105,18 @@ impl Reason {
             Self::NotAnAddress(text) => write!(f, "{text:?} is not an IP address"),
             Self::NotARange(text) => write!(f, "{text:?} is not an address range"),
             Self::SpecialAddress(addr) => write!(f, "{addr} is a loopback, unspecified or multicast address"),
+            Self::AddressType(text) => write!(f, "addressType {text:?} is neither IPv4 nor IPv6"),
+            Self::NoOwner => f.write_str("the EndpointSlice has no label kubernetes.io/service-name"),
+            Self::NoName => f.write_str("the object has no metadata.name"),
             Self::OtherFamily(addr) => write!(f, "{addr} is not of the addressType of its slice"),
             Self::NoClusterIp(addr) => {
                 write!(f, "{addr} is not served, the Service has no {} cluster IP", Family::of(addr))
             }
             Self::SecondClusterIp(addr) => write!(f, "{addr} is a second {} cluster IP", Family::of(addr)),
             Self::PortOutOfRange(port) => write!(f, "port {port} is not in 1..=65535"),
+            Self::NoHealthCheckPort => f.write_str(
+                "there is no number, so load balancers cannot ask which nodes have endpoints of this Service",
+            ),
             Self::UnknownProtocol(text) => write!(f, "protocol {text:?} is not known"),
             Self::UnknownValue { value, used } => write!(f, "{value:?} is not known, {used} is used"),
             Self::TimeoutOutOfRange(seconds) => write!(f, "{seconds} s is not in 1..=86400, 10800 s is used"),
@@ -123,10 +137,16 @@ impl Reason {
             Self::NotAnAddress(_) => "write it like 192.0.2.1 or 2001:db8::1",
             Self::NotARange(_) => "write it like 192.0.2.0/24 or 2001:db8::/32",
             Self::SpecialAddress(_) => "use the unicast address of a host",
+            Self::AddressType(_) => "list its endpoints by address, in slices of addressType IPv4 or IPv6",
+            Self::NoOwner => "give it one with the name of its Service, if it should serve any",
+            Self::NoName => "give it one",
             Self::OtherFamily(_) => "put it into a slice of its own addressType",
             Self::NoClusterIp(_) => "add the family to spec.ipFamilies",
             Self::SecondClusterIp(_) => "keep one for each family",
             Self::PortOutOfRange(_) | Self::TimeoutOutOfRange(_) => "correct the number",
+            Self::NoHealthCheckPort => {
+                "write a free port of the nodes, or let an API server choose one when it is created"
+            }
             Self::UnknownProtocol(_) => "use TCP, UDP or SCTP",
             Self::UnknownValue { .. } => "correct it, or update the agent",
             Self::SamePortName(_) => "give each port its own name",

@@ -138,6 +138,13 @@ pub struct Slice {
 }
 
 impl Slice {
+    /// A slice of which nothing can be used, for its Service to say so: without endpoints, its family means nothing.
+    pub fn unusable(name: SliceName, service: ServiceName, fault: Fault) -> Self {
+        let mut builder = SliceBuilder::new(name, service, Family::V4);
+        builder.faults([fault]);
+        builder.build()
+    }
+
     /// The endpoints, in the order of the object.
     pub fn endpoints(&self) -> impl ExactSizeIterator<Item = Endpoint<'_>> {
         self.endpoints.iter().map(|packed| Endpoint { slice: self, packed })

@@ -190,7 +190,7 @@ fn service_cidrs_are_waited_for_where_they_can_be_listed() {
     let cidr = |change| Event::ServiceCidr(change);
     let range = |name: &str, text: &str| {
         let ranges = Box::new([text.parse().unwrap()]);
-        cidr(Change::Apply(ServiceCidr { name: name.into(), ranges }))
+        cidr(Change::Apply(ServiceCidr { name: name.into(), ranges, faults: Few::default() }))
     };
     let shown =
         |state: &ClusterState| state.service_cidrs().map(|range| range.to_string()).collect::<Vec<_>>();
@@ -213,6 +213,66 @@ fn service_cidrs_are_waited_for_where_they_can_be_listed() {
     apply(&mut state, cidr(Change::Complete));
     assert_eq!(shown(&state), ["10.112.0.0/12"]);
     assert!(state.is_complete());
+}
+
+/// News of objects that belong to no Service, and all that is wrong with them now.
+fn unowned(state: &mut ClusterState) -> (Option<Vec<String>>, Vec<String>) {
+    let shown = |object: &Unowned, fault: &Fault| format!("{object}: {}", fault.field);
+    let news = state.take_unowned_news();
+    let news = news.map(|news| news.iter().map(|(object, fault)| shown(object, fault)).collect());
+    (news, state.unowned_faults().map(|(object, fault)| shown(object, fault)).collect())
+}
+
+/// ES-2: once for each object and cause, whatever else changes, and no longer than it is there.
+#[test]
+fn a_slice_without_an_owner_is_named_once_and_as_long_as_it_is_there() {
+    let mut state = state();
+    let refuse = |name: &str| {
+        let fault = Fault::new("metadata.labels", Reason::NoOwner);
+        Event::Slice(Change::Refuse(SliceName::new("ns", name), fault))
+    };
+    let said = || vec!["endpointslice ns/a: metadata.labels".to_owned()];
+    apply(&mut state, put_slice(slice("a", "s", 1)));
+    assert_eq!(unowned(&mut state), (None, vec![]));
+    assert_eq!(apply(&mut state, refuse("a")), ["ns/s"], "as good as deleted");
+    assert_eq!(unowned(&mut state), (Some(said()), said()));
+    // Each update of it and each list tells of it again.
+    for event in [refuse("a"), Event::Slice(Change::Restart), refuse("a"), Event::Slice(Change::Complete)] {
+        apply(&mut state, event);
+    }
+    assert_eq!(unowned(&mut state), (None, said()));
+    for gone in [
+        vec![Event::Slice(Change::Delete(SliceName::new("ns", "a")))],
+        vec![put_slice(slice("a", "s", 1))],
+        vec![Event::Slice(Change::Restart), Event::Slice(Change::Complete)],
+    ] {
+        for event in gone {
+            apply(&mut state, event);
+        }
+        assert_eq!(unowned(&mut state), (Some(vec![]), vec![]));
+        apply(&mut state, refuse("a"));
+        assert_eq!(unowned(&mut state), (Some(said()), said()), "it is there again");
+    }
+}
+
+#[test]
+fn faults_of_the_own_node_and_of_service_cidrs_are_named_and_those_of_other_nodes_are_not() {
+    let mut state = state();
+    let faults = |field: &str| Few::from([Fault::new(field, Reason::NotAnAddress("x".into()))]);
+    let node = |name: &str, faults| Event::Node(Change::Apply(Node { faults, ..Node::new(name.into()) }));
+    let cidr = ServiceCidr { name: "c".into(), ranges: Box::default(), faults: faults("spec.cidrs[0]") };
+    apply(&mut state, node("n2", faults("elsewhere")));
+    assert_eq!(unowned(&mut state), (None, vec![]));
+    apply(&mut state, node(OWN_NODE, faults("here")));
+    apply(&mut state, Event::ServiceCidr(Change::Apply(cidr)));
+    let said = vec![format!("node {OWN_NODE}: here"), "servicecidr c: spec.cidrs[0]".to_owned()];
+    assert_eq!(unowned(&mut state), (Some(said.clone()), said));
+    apply(&mut state, node(OWN_NODE, faults("there")));
+    apply(&mut state, Event::ServiceCidr(Change::Delete("c".into())));
+    let said = vec![format!("node {OWN_NODE}: there")];
+    assert_eq!(unowned(&mut state), (Some(said.clone()), said), "another cause");
+    apply(&mut state, Event::Node(Change::Delete(OWN_NODE.into())));
+    assert_eq!(unowned(&mut state), (Some(vec![]), vec![]));
 }
 
 /// A cluster IP that comes to be on an interface, or leaves it, concerns its Service and nobody else.
@@ -314,7 +374,7 @@ fn refer<K: Ord + Clone, V>(
             seen.insert(key(&object));
             objects.insert(key(&object), object);
         }
-        Change::Delete(name) => {
+        Change::Delete(name) | Change::Refuse(name, _) => {
             objects.remove(&name);
         }
         Change::Complete => objects.retain(|name, _| seen.contains(name)),

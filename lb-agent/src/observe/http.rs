@@ -3,7 +3,7 @@
 //! Header names are spelled as Go spells them, so that an answer is the same as kube-proxy's.
 
 use core::{net::SocketAddr, pin::pin, time::Duration};
-use std::{collections::VecDeque, convert::Infallible, io, net::Ipv6Addr, sync::Arc};
+use std::{convert::Infallible, io, net::Ipv6Addr, sync::Arc};
 
 use http::{HeaderValue, Method, StatusCode, header};
 use http_body_util::Full;
@@ -13,9 +13,11 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket},
     sync::watch,
-    task::{AbortHandle, JoinSet},
+    task::JoinSet,
     time::{sleep, timeout},
 };
+
+use super::room::{Room, Seat};
 
 /// A whole answer.
 pub(super) type Answer = Response<Full<Bytes>>;
@@ -25,8 +27,12 @@ pub(super) type Answers = Arc<dyn Fn(&Method, &str) -> Answer + Send + Sync>;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 128;
-/// Connections of one socket at a time. One more ends the oldest: probes do not wait for the silent (HZ-3).
-const MOST_CONNECTIONS: usize = 128;
+/// Connections of an address for probes or scrapes at a time. One more ends the one that was silent for longest: probes do not
+/// wait for the silent (HZ-3), whatever happens at other addresses.
+pub(super) const MOST_CONNECTIONS: usize = 128;
+/// The same of all health check node ports together: anybody who reaches the node may connect to them, and a Service more must not
+/// be memory more.
+pub(super) const MOST_HEALTH_CHECKS: usize = 256;
 /// A connection is closed when its next request has not come, or its last answer was not taken, for so long.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Most bytes of a request's head. Probes and scrapes send some hundred.
@@ -97,20 +103,15 @@ pub(super) fn has_no_family(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
 
-/// Answers until it is dropped; connections end with it.
-pub(super) async fn serve(listener: TcpListener, answers: Answers) {
+/// Answers until it is dropped; connections end with it. As many are open as `room` has seats for.
+pub(super) async fn serve(listener: TcpListener, answers: Answers, room: Arc<Room>) {
     let mut connections = JoinSet::new();
-    let mut by_age: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         tokio::select! {
-            Some(_ended) = connections.join_next() => by_age.retain(|one| !one.is_finished()),
+            Some(_ended) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    while by_age.len() >= MOST_CONNECTIONS {
-                        let Some(oldest) = by_age.pop_front() else { break };
-                        oldest.abort();
-                    }
-                    by_age.push_back(connections.spawn(converse(stream, Arc::clone(&answers), PATIENCE)));
+                    connections.spawn(converse(stream, Arc::clone(&answers), PATIENCE, room.enter()));
                 }
                 // One that was given up while it waited, or no file descriptor for it.
                 Err(_) => sleep(PAUSE).await,
@@ -124,10 +125,12 @@ async fn converse(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     answers: Answers,
     patience: Duration,
+    seat: Seat,
 ) {
     let (request, mut requests) = watch::channel(());
-    let service = service_fn(move |asked: Request<hyper::body::Incoming>| {
+    let service = service_fn(|asked: Request<hyper::body::Incoming>| {
         request.send_replace(());
+        seat.heard();
         let answer = answers(asked.method(), asked.uri().path());
         async move { Ok::<_, Infallible>(answer) }
     });
@@ -142,6 +145,7 @@ async fn converse(
         tokio::select! {
             // A client that breaks off is nobody's fault.
             _ended = &mut connection => return,
+            () = seat.given_up() => return,
             next = timeout(patience, requests.changed()) => if !matches!(next, Ok(Ok(()))) { return },
         }
     }
@@ -174,7 +178,8 @@ mod tests {
         runtime().block_on(async {
             let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0)), Families::One).unwrap();
             let at = listener.local_addr().unwrap();
-            let server = tokio::spawn(serve(listener, answers(b"ok")));
+            let room = Room::new(MOST_CONNECTIONS);
+            let server = tokio::spawn(serve(listener, answers(b"ok"), room));
             let mut silent = Vec::new();
             for _ in 0..MOST_CONNECTIONS {
                 silent.push(TcpStream::connect(at).await.unwrap());
@@ -196,7 +201,7 @@ mod tests {
     async fn ends(request: &[u8], body: &'static [u8]) -> (DuplexStream, bool) {
         let (mut client, stream) = duplex(4096);
         client.write_all(request).await.unwrap();
-        let talk = converse(stream, answers(body), Duration::from_millis(50));
+        let talk = converse(stream, answers(body), Duration::from_millis(50), Room::new(1).enter());
         (client, timeout(LONG, talk).await.is_ok())
     }
 
@@ -217,7 +222,7 @@ mod tests {
             let (mut client, stream) = duplex(4 * LONGEST_HEAD);
             client.write_all(b"GET / HTTP/1.1\r\nX: ").await.unwrap();
             client.write_all(&vec![b'x'; 2 * LONGEST_HEAD]).await.unwrap();
-            timeout(LONG, converse(stream, answers(b"ok"), LONG * 2)).await.unwrap();
+            timeout(LONG, converse(stream, answers(b"ok"), LONG * 2, Room::new(1).enter())).await.unwrap();
             let mut said = String::new();
             client.read_to_string(&mut said).await.unwrap();
             assert!(said.starts_with("HTTP/1.1 431 "), "{said}");

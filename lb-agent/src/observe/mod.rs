@@ -9,7 +9,8 @@
 //! service_health.rs   health check node ports
 //! metrics/            values written where things happen, read without the owner
 //! events.rs           Kubernetes Events on their way to k8s/events.rs
-//! http.rs             listening and answering, for all of them
+//! slis.rs             /metrics/slis
+//! http.rs, room.rs    listening and answering, for all of them, and how many connections at a time
 //! ```
 //!
 //! What the maps hold is not here: `lb-agent status` and its neighbours read the maps themselves.
@@ -19,8 +20,10 @@ pub mod health;
 mod http;
 pub mod metrics;
 mod probes;
+mod room;
 pub mod server;
 pub mod service_health;
+mod slis;
 mod status;
 
 use std::{path::Path, sync::Arc};
@@ -32,8 +35,9 @@ use crate::config::ObserveArgs;
 use events::{Note, Recorder};
 use health::Health;
 use metrics::Metrics;
-use probes::Place;
+use probes::{Place, Scraped};
 use service_health::{HealthPorts, ListenOn, ServiceHealth};
+use slis::Slis;
 
 pub use status::{Status, folder_id};
 
@@ -66,24 +70,36 @@ pub fn outlets(pin_dir: &Path, has_api_server: bool, health: Health) -> (Outlets
     (Outlets { health: Arc::new(health), metrics, events, health_ports: Arc::default(), listen_on }, notes)
 }
 
-/// Answers probes, scrapes and health checks in the background until `stop`.
+/// Answers probes, scrapes and health checks in the background until `stop`. `configz` is what is in force, as JSON.
 ///
 /// # Errors
 /// An address cannot be understood, or not be listened on with `--bind-hard-fail` (HZ-9).
-pub fn start(args: &ObserveArgs, outlets: &Outlets, stop: &CancellationToken) -> anyhow::Result<()> {
+pub fn start(
+    args: &ObserveArgs,
+    configz: String,
+    outlets: &Outlets,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
     let Outlets { health, metrics, events, health_ports, listen_on } = outlets;
+    let slis = Arc::new(Slis::new());
+    let scraped = Scraped {
+        metrics: Arc::clone(metrics),
+        health: Arc::clone(health),
+        slis: Arc::clone(&slis),
+        configz,
+    };
     let places = [
         Place {
             flag: "--healthz-address",
             address: args.healthz_address.clone(),
             event: "FailedToStartProxierHealthcheck",
-            answers: probes::health(Arc::clone(health), Arc::clone(metrics)),
+            answers: probes::health(Arc::clone(health), Arc::clone(metrics), slis),
         },
         Place {
             flag: "--metrics-address",
             address: args.metrics_address.clone(),
             event: "FailedToStartMetricServer",
-            answers: probes::scrapes(Arc::clone(metrics)),
+            answers: probes::scrapes(scraped),
         },
     ];
     for place in places {

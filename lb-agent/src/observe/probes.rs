@@ -3,7 +3,7 @@
 //! Bodies, codes and headers are kube-proxy's (HZ-1 to HZ-6, HZ-10; `pkg/proxy/healthcheck/proxy_health.go` and
 //! `cmd/kube-proxy/app/server.go` of 1.36). Own additions: /readyz, and every time is in UTC.
 
-use core::{net::SocketAddr, time::Duration};
+use core::{fmt, net::SocketAddr, time::Duration};
 use std::{io, sync::Arc, time::Instant};
 
 use anyhow::Context as _;
@@ -17,8 +17,10 @@ use tracing::{error, info};
 use super::{
     events::{Note, Recorder},
     health::{FamilyHealth, Health, Judgement},
-    http::{Answer, Answers, Families, JSON, TEXT, answer, listen, not_found, serve},
+    http::{Answer, Answers, Families, JSON, MOST_CONNECTIONS, TEXT, answer, listen, not_found, serve},
     metrics::{self, Metrics, Probed},
+    room::Room,
+    slis::Slis,
 };
 
 /// Between two attempts to listen (HZ-9: kube-proxy's too).
@@ -106,7 +108,7 @@ const fn code(is_ok: bool) -> StatusCode {
 }
 
 /// The answers on `--healthz-address`.
-pub(super) fn health(health: Arc<Health>, metrics: Arc<Metrics>) -> Answers {
+pub(super) fn health(health: Arc<Health>, metrics: Arc<Metrics>, slis: Arc<Slis>) -> Answers {
     Arc::new(move |_: &Method, path: &str| {
         let judgement = health.judge(Instant::now());
         let asked = match path {
@@ -114,12 +116,18 @@ pub(super) fn health(health: Arc<Health>, metrics: Arc<Metrics>) -> Answers {
             "/livez" => Asked::Livez,
             "/readyz" => {
                 metrics.probed(Probed::Readyz, judgement.is_ready);
+                slis.asked("readyz", &judgement);
                 return readiness(judgement.is_ready);
             }
             _ => return not_found(),
         };
         let (is_ok, body) = health_answer(asked, &judgement, Timestamp::now());
-        metrics.probed(if asked == Asked::Healthz { Probed::Healthz } else { Probed::Livez }, is_ok);
+        let (probed, kind) = match asked {
+            Asked::Healthz => (Probed::Healthz, "healthz"),
+            Asked::Livez => (Probed::Livez, "livez"),
+        };
+        metrics.probed(probed, is_ok);
+        slis.asked(kind, &judgement);
         answer(code(is_ok), JSON, body)
     })
 }
@@ -130,13 +138,26 @@ fn readiness(is_ready: bool) -> Answer {
     answer(code(is_ready), TEXT, body)
 }
 
-/// The answers on `--metrics-address` (HZ-10).
-pub(super) fn scrapes(metrics: Arc<Metrics>) -> Answers {
+/// What is answered from on `--metrics-address`.
+pub(super) struct Scraped {
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) health: Arc<Health>,
+    pub(super) slis: Arc<Slis>,
+    /// What is in force, as JSON.
+    pub(super) configz: String,
+}
+
+/// The answers on `--metrics-address` (HZ-10). What of kube-proxy's is not there, and why, is in ARCHITECTURE, Decisions.
+pub(super) fn scrapes(scraped: Scraped) -> Answers {
+    let Scraped { metrics, health, slis, configz } = scraped;
+    let text = |text: Result<String, fmt::Error>| match text {
+        Ok(text) => answer(StatusCode::OK, metrics::CONTENT_TYPE, text),
+        Err(_) => answer(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "cannot write the metrics\n"),
+    };
     Arc::new(move |_: &Method, path: &str| match path {
-        "/metrics" => match metrics.text() {
-            Ok(text) => answer(StatusCode::OK, metrics::CONTENT_TYPE, text),
-            Err(_) => answer(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "cannot write the metrics\n"),
-        },
+        "/metrics" => text(metrics.text()),
+        "/metrics/slis" => text(slis.text(&health.judge(Instant::now()))),
+        "/configz" => answer(StatusCode::OK, JSON, configz.clone()),
         "/healthz" => answer(StatusCode::OK, TEXT, "ok"),
         "/proxyMode" => answer(StatusCode::OK, TEXT, "ebpf"),
         _ => not_found(),
@@ -197,7 +218,7 @@ impl Place {
                     None => insist(at).await,
                 };
                 info!(flag, address = %at, "answering probes or scrapes");
-                serve(listener, answers).await;
+                serve(listener, answers, Room::new(MOST_CONNECTIONS)).await;
             };
             tokio::select! {
                 () = stop.cancelled() => {}

@@ -30,8 +30,9 @@ use tracing::{debug, error, info};
 use super::{
     events::{Note, Recorder},
     health::Health,
-    http::{Answer, Answers, Families, JSON, TEXT, answer, has_no_family, listen, serve},
+    http::{Answer, Answers, Families, JSON, MOST_HEALTH_CHECKS, TEXT, answer, has_no_family, listen, serve},
     metrics::Metrics,
+    room::Room,
 };
 use crate::{
     datapath::addresses::Listen,
@@ -112,6 +113,8 @@ pub(super) struct ServiceHealth {
     events: Recorder,
     listen_on: watch::Receiver<ListenOn>,
     services: BTreeMap<ServiceName, Served>,
+    /// For the connections of all sockets.
+    room: Arc<Room>,
 }
 
 impl ServiceHealth {
@@ -121,7 +124,8 @@ impl ServiceHealth {
         events: Recorder,
         listen_on: watch::Receiver<ListenOn>,
     ) -> Self {
-        Self { health, metrics, events, listen_on, services: BTreeMap::new() }
+        let room = Room::new(MOST_HEALTH_CHECKS);
+        Self { health, metrics, events, listen_on, services: BTreeMap::new(), room }
     }
 
     /// Follows `changes` until `stop`.
@@ -161,7 +165,8 @@ impl ServiceHealth {
                     socket.count.store(ready.into(), Ordering::Relaxed);
                     continue;
                 }
-                match open(name, (addr, served.wanted.port).into(), ready, &self.health) {
+                let at = (addr, served.wanted.port).into();
+                match open(name, at, ready, &self.health, &self.room) {
                     Ok(socket) => {
                         info!(service = %name, %addr, port = served.wanted.port, "answering health checks");
                         served.failed.remove(&addr);
@@ -225,7 +230,13 @@ fn fail(name: &ServiceName, served: &mut Served, addr: IpAddr, error: &io::Error
     events.record(Note::service(name, "FailedToStartServiceHealthcheck", "Listen", text));
 }
 
-fn open(name: &ServiceName, at: SocketAddr, ready: u32, health: &Arc<Health>) -> io::Result<Socket> {
+fn open(
+    name: &ServiceName,
+    at: SocketAddr,
+    ready: u32,
+    health: &Arc<Health>,
+    room: &Arc<Room>,
+) -> io::Result<Socket> {
     let listener = listen(at, Families::One)?;
     let count = Arc::new(AtomicI64::new(ready.into()));
     let (name, health, known) = (name.clone(), Arc::clone(health), Arc::clone(&count));
@@ -234,7 +245,7 @@ fn open(name: &ServiceName, at: SocketAddr, ready: u32, health: &Arc<Health>) ->
         let ready = u32::try_from(known.load(Ordering::Relaxed)).ok();
         service_answer(&name, ready, health.judge(Instant::now()).is_live())
     });
-    Ok(Socket { count, task: tokio::spawn(serve(listener, answers)) })
+    Ok(Socket { count, task: tokio::spawn(serve(listener, answers, Arc::clone(room))) })
 }
 
 /// When this returns, the address is free and no connection answers any more.

@@ -22,6 +22,8 @@ pub(super) struct NodeAddresses {
     chosen: NodePorts,
     /// What was said last of the lack of primary addresses.
     said: (bool, Option<Family>),
+    /// What was said last of addresses that serve nothing.
+    said_idle: Vec<String>,
 }
 
 impl NodeAddresses {
@@ -33,6 +35,7 @@ impl NodeAddresses {
             primary: PerFamily::default(),
             chosen: NodePorts::default(),
             said: (false, None),
+            said_idle: Vec::new(),
         }
     }
 
@@ -78,6 +81,23 @@ impl NodeAddresses {
         has_changed
     }
 
+    /// What was asked for and serves nothing, each with the remedy (NP-6).
+    pub(super) fn idle(&self) -> Vec<String> {
+        let flag = format!("--nodeport-addresses {}", self.options.on);
+        let is_off = !self.options.localhost && !self.options.on.localhost;
+        let remedy = if is_off {
+            "loopback addresses are switched off: leave out --localhost-nodeports=false, or take the range out"
+        } else {
+            "of the loopback addresses only 127.0.0.1 and ::1 serve NodePorts: take the range out"
+        };
+        let ranges = self.chosen.idle.iter().map(|range| format!("{flag}: {range} serves none; {remedy}"));
+        let is_nowhere = self.are_known() && self.chosen.addresses.is_empty();
+        let nowhere = is_nowhere.then(|| {
+            format!("{flag}: no address of this node serves NodePorts; name a range that has one, or primary or all")
+        });
+        ranges.chain(nowhere).collect()
+    }
+
     /// Says once what is missing, and that it is there again.
     fn tell(&mut self, node: &str) {
         let now = (self.chosen.lacks_primary, self.chosen.unserved);
@@ -98,6 +118,11 @@ impl NodeAddresses {
                  if it should have one, give it by --node-ip"
             );
         }
+        let idle = self.idle();
+        for text in idle.iter().filter(|text| !self.said_idle.contains(text)) {
+            warn!(node, "{text}");
+        }
+        self.said_idle = idle;
     }
 }
 
@@ -177,6 +202,37 @@ mod tests {
         assert_eq!(served(&addresses), ["10.0.0.2", "fd00::1"]);
         assert!(addresses.set_node(&node(&["10.0.0.2"])), "one family was given up");
         assert_eq!(served(&addresses), ["10.0.0.2"]);
+    }
+
+    /// NP-6.
+    #[test]
+    fn node_ports_that_are_served_nowhere_are_named() {
+        let idle = |on: &str, localhost, addresses: &[&str]| {
+            let options =
+                NodePortOptions { on: on.parse().unwrap(), localhost, ..NodePortOptions::default() };
+            let mut chosen = NodeAddresses::new(options);
+            assert_eq!(chosen.idle(), [""; 0], "the kernel was not asked yet");
+            chosen.set_own(own(addresses));
+            chosen.idle().join("\n")
+        };
+        let said = idle("127.0.0.0/8,::1/128", false, &["127.0.0.1", "10.0.0.1", "::1"]);
+        let flag = "--nodeport-addresses 127.0.0.0/8,::1/128: ";
+        let parts = [
+            "127.0.0.0/8 serves none; loopback addresses are switched off: leave out --localhost-nodeports=false",
+            "::1/128 serves none; ",
+            "no address of this node serves NodePorts; ",
+        ];
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines.len(), parts.len(), "{said}");
+        for (line, part) in lines.iter().zip(parts) {
+            assert!(line.starts_with(&format!("{flag}{part}")), "{line}");
+        }
+        assert_eq!(idle("127.0.0.0/8,::1/128", true, &["10.0.0.1"]), "");
+        let said = idle("127.0.0.53/32,fd00::/64", true, &["10.0.0.1", "fd00::1"]);
+        assert!(said.contains("only 127.0.0.1 and ::1 serve") && said.lines().count() == 1, "{said}");
+        let said = idle("198.51.100.0/24,fd99::/64", true, &["10.0.0.1", "fd00::1"]);
+        assert!(said.contains("no address of this node serves") && said.lines().count() == 1, "{said}");
+        assert_eq!(idle("primary", false, &["10.0.0.1"]), "", "there every address serves");
     }
 
     /// NP-12.

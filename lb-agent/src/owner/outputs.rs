@@ -17,7 +17,7 @@ use super::{
 use crate::{
     compile::{PortEntries, PortKey},
     hash::HashMap,
-    model::{ClusterState, Event, Family, NodeContext, Notice, Reason, ServiceName},
+    model::{ClusterState, Event, Family, Fault, NodeContext, Notice, Reason, ServiceName, Unowned},
     observe::{
         Outlets,
         events::Note,
@@ -159,6 +159,20 @@ impl Outputs {
         self.tell(is_new, || Note::service(&notice.service, "FieldNotUsed", "Program", text()));
     }
 
+    /// What is new of an object that belongs to no Service. An `EndpointSlice` without a label has nobody whom an Event of
+    /// every node would help (ARCHITECTURE, Decisions), and no other object lists the Events of a ServiceCIDR.
+    pub(super) fn unowned(&self, object: &Unowned, fault: &Fault) {
+        if matches!(object, Unowned::Node(_)) {
+            let text = format!("{}: {}", fault.field, fault.reason);
+            self.outlets.events.record(Note::node("FieldNotUsed", "Program", text));
+        }
+    }
+
+    /// Something counts differently than others were told.
+    pub(super) const fn has_news(&mut self) {
+        self.has_news = true;
+    }
+
     /// Another Service owns a frontend (LB-8); `is_new` if it did not until now.
     pub(super) fn contested(&mut self, contested: &Contested, is_new: bool) {
         let text = || contested_text(contested);
@@ -283,7 +297,8 @@ impl Owner {
             self.outputs.outlets.metrics.set_totals(&Totals {
                 services: self.state.service_count(),
                 service_ports: running.reconciler.programmed().count(),
-                notices: self.notices.values().map(Vec::len).sum(),
+                notices: self.notices.values().map(Vec::len).sum::<usize>()
+                    + self.state.unowned_faults().count(),
                 contested: self.contested.values().map(Vec::len).sum(),
                 left_out: self.left_out.len(),
                 no_local: self.outputs.totals,

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-/// Pause after the first failure; it doubles with each one.
+/// Pause after the first failure, and the shortest one there is; it doubles with each one.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 
 /// When changes are due: the first one at once, later ones together when the interval has passed.
@@ -50,9 +50,9 @@ pub(super) struct Retry {
 }
 
 impl Retry {
-    /// Nothing has failed.
-    pub(super) const fn new(limit: Duration) -> Self {
-        Self { limit, pause: None }
+    /// Nothing has failed. Where the limit is too short, each message would have all maps read again.
+    pub(super) fn new(limit: Duration) -> Self {
+        Self { limit: limit.max(FIRST_RETRY), pause: None }
     }
 
     /// A write has failed; returns the pause.
@@ -115,5 +115,15 @@ mod tests {
         retry.succeeded();
         assert!(retry.allows(now));
         assert_eq!(retry.failed(now).as_secs(), 1);
+    }
+
+    /// SY-3.
+    #[test]
+    fn a_pause_is_never_shorter_than_a_second() {
+        for limit in [Duration::ZERO, Duration::from_millis(1)] {
+            let (now, mut retry) = (Instant::now(), Retry::new(limit));
+            assert_eq!((retry.failed(now).as_secs(), retry.failed(now).as_secs()), (1, 1));
+            assert!(!retry.allows(now + Duration::from_millis(999)));
+        }
     }
 }

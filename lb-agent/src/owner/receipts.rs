@@ -84,7 +84,9 @@ impl Receipts {
                 Times { changed: time, trigger: time.map(|time| (slice.family, time)), ..Times::default() }
             }
             // The annotation tells of the change before; kube-proxy forgets it too (ES-17).
-            Event::Slice(Change::Delete(_)) => Times { forgets: true, ..Times::default() },
+            Event::Slice(Change::Delete(_) | Change::Refuse(..)) => {
+                Times { forgets: true, ..Times::default() }
+            }
             // Absent is i64::MAX, which is no time.
             Event::Service(Change::Apply(service)) => {
                 let time = Timestamp::from_second(service.created_s).ok();

@@ -79,6 +79,9 @@ pub struct Report {
     pub left_alone: Vec<LeftAlone>,
     /// On which addresses NodePorts are served.
     pub node_port_addresses: Vec<IpAddr>,
+    /// What of `--nodeport-addresses` serves nothing, and why (NP-6).
+    #[serde(default)]
+    pub idle_node_port_addresses: Vec<String>,
     /// Address ranges of cluster IPs, as far as they are known.
     pub service_cidrs: Vec<String>,
     /// Options of the packet path, which does not exist yet.
@@ -116,7 +119,7 @@ impl Owner {
             cgroup: self.settings.cgroup.display().to_string(),
             programs,
             refuses_directly: self.settings.switches.has_set_retval,
-            notices: self.notices.values().flatten().map(ToString::to_string).collect(),
+            notices: self.notices.values().flatten().map(ToString::to_string).chain(self.unowned()).collect(),
             contested: self
                 .contested
                 .values()
@@ -137,6 +140,7 @@ impl Owner {
                 .keys()
                 .map(|addr| IpAddr::from(*addr))
                 .collect(),
+            idle_node_port_addresses: self.node_addresses.idle(),
             service_cidrs: self.service_cidrs().iter().map(ToString::to_string).collect(),
             packets: self.settings.packets.to_string(),
             last_error: self.last_error.clone(),

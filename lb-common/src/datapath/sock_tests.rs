@@ -114,6 +114,7 @@ pub(super) fn world() -> MemTables {
     world
 }
 
+/// NP-9: the exact frontend, at an address of this node and the number of a NodePort, wins.
 #[rstest]
 #[case::a_cluster_ip_is_translated("pod tcp 10.96.0.10:80", "10.1.0.1:8080")]
 #[case::an_external_ip_is_translated("pod tcp 192.0.2.1:80", "10.1.0.1:8080")]

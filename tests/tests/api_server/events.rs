@@ -21,7 +21,7 @@ fn events(control_plane: &ControlPlane, namespace: &str, node: &str) -> Vec<Even
 }
 
 /// Waits for an Event of this reason about `name`, whose text has these parts.
-fn expect(world: &World<'_>, namespace: &str, name: &str, reason: &str, parts: &[&str]) -> Event {
+pub(crate) fn expect(world: &World<'_>, namespace: &str, name: &str, reason: &str, parts: &[&str]) -> Event {
     let is_meant = |event: &Event| {
         let text = event.note.as_deref().unwrap_or_default();
         event.reason.as_deref() == Some(reason)

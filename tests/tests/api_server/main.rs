@@ -8,6 +8,7 @@
 //! | `watches` | a list or watch that fails is taken up again, and loses and breaks nothing |
 //! | `outages` | traffic outlives the API server and the agent, and what was missed is found |
 //! | `events` | what cannot be programmed is an Event on its Service, naming why |
+//! | `unusable` | objects of which nothing can be used are named to those whom they concern |
 //! | `access` | addresses, credentials, certificates, rights and the own Node: what is wrong is named |
 //!
 //! Every agent follows the whole cluster, so all of them see each other's objects; every test has its own node,
@@ -20,5 +21,6 @@ mod objects;
 mod outages;
 mod pods;
 mod rollouts;
+mod unusable;
 mod watches;
 mod world;

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use lb_tests::control_plane::{API_PORT, ControlPlane, FaultProxy, Link, Namespace, Trust, objects};
 use lb_tests::probe::{Handle, Many, Serve, Tally, Tcp};
-use lb_tests::{Agent, Home, Probe, Topology, wait_for};
+use lb_tests::{Agent, Home, Netns, Probe, Topology, wait_for};
 use serde_json::{Value, json};
 
 /// For limits of things that are expected to happen: long enough for an agent that has to find out that the machine at the
@@ -161,6 +161,11 @@ impl<'a> World<'a> {
         change(&mut config);
         fs::write(&path, config.to_string()).unwrap();
         path
+    }
+
+    /// The node's network namespace.
+    pub(crate) fn netns(&self) -> &Netns {
+        &self.net.node(1).netns
     }
 
     /// Takes a TCP port of the node.

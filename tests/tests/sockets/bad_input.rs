@@ -1,9 +1,10 @@
 //! What cannot work is one error that names the thing and the remedy, and what worked goes on.
 
 use std::fs::{self, File};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::process::Command;
 
 use aya::maps::{Array, Map, MapData};
 use lb_agent::datapath::{PROGRAMS, Program};
@@ -11,8 +12,8 @@ use lb_agent::maps::sys;
 use lb_common::abi::meta;
 use lb_tests::agent::{service, slice};
 use lb_tests::http::get;
-use lb_tests::probe::Tcp;
-use lb_tests::{Agent, needs_root, wait_for};
+use lb_tests::probe::{Many, Serve, Tcp};
+use lb_tests::{Agent, binary, needs_root, wait_for};
 use serde_json::{Value, json};
 
 use crate::legacy;
@@ -201,6 +202,17 @@ fn nonsense() -> Vec<Value> {
     vec![odd, endpoints, younger, younger_slice]
 }
 
+/// Addresses of the endpoints of [`crowd`].
+fn crowded() -> Vec<IpAddr> {
+    (0..2000_u32).map(|n| std::net::Ipv4Addr::from_bits(0x0a02_f000 | n).into()).collect()
+}
+
+/// A Service with 2,000 serving endpoints in one slice, twice as many as the API allows.
+fn crowd() -> Vec<Value> {
+    let service = service("crowd", &["10.0.4.100"], &[("", "TCP", 80)]);
+    vec![service, slice("crowd-1", "crowd", ("", "TCP", 9090), &crowded())]
+}
+
 /// What is said of [`nonsense`].
 const SAID: [&str; 10] = [
     "service default/2-odd: spec.externalIPs: 2001:db8::1 is not served, the Service has no IPv6 cluster IP",
@@ -214,6 +226,32 @@ const SAID: [&str; 10] = [
     "endpointslice 2-odd-1: endpoints[1].addresses[0]: fd00::1 is not of the addressType of its slice",
     "endpointslice 2-odd-1: endpoints[2].addresses[0]: \"10.1.2\" is not an IP address",
 ];
+
+/// ES-15: they are all served, and no notice is made of them.
+#[test]
+fn two_thousand_endpoints_in_one_slice_are_served() {
+    needs_root!();
+    let mut park = park("crowd");
+    // The whole range is node 2's.
+    park.net.node(2).netns.ip("route add local 10.2.240.0/21 dev lo").unwrap();
+    park.servers.serve(&Serve::tcp("crowd", "0.0.0.0:9090".parse().unwrap())).unwrap();
+    park.home.apply("crowd", &crowd()).unwrap();
+    park.start(&[]);
+    works(&park);
+    let tcp = Tcp::to("10.0.4.100:80".parse().unwrap()).reset();
+    let tally = park.pod.run(&Many::times(500, tcp)).unwrap();
+    assert_eq!((tally.from("crowd"), tally.failures()), (500, 0), "{tally:?}");
+    let mut list = Command::new(binary("lb-agent").unwrap());
+    list.args(["backend", "list", "-o", "json"]).env("LB_PIN_DIR", park.home.pin_dir());
+    let output = list.env("LB_SOCKET", park.home.socket()).output().unwrap();
+    let listed: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let of_crowd = listed.iter().filter(|backend| backend["port"] == 9090 && backend["state"] == "active");
+    let mut served: Vec<IpAddr> =
+        of_crowd.map(|backend| backend["address"].as_str().unwrap().parse().unwrap()).collect();
+    served.sort_unstable();
+    assert_eq!(served, crowded(), "{listed:?}");
+    assert_eq!(park.home.status().unwrap()["agent"]["notices"], json!([]));
+}
 
 /// SP-8, ES-6, LB-8, SEL-7: what objects say that cannot be used is left out and named, with reason and remedy, in `status` and by a
 /// metric; the rest of them, and everybody else, is served.

@@ -72,9 +72,12 @@ const CLIENT: &str = "objects are watched, nothing else is asked of the API serv
 const CONNTRACK: &str =
     "translated sockets need no entries of the kernel's connection tracking; set the sysctl on the node";
 const IPVS: &str = "there is no IPVS here";
-const LOGGING: &str = "RUST_LOG says what is logged";
+const LOGGING: &str = "--log-level says what is logged";
 const MARK: &str = "no packet is marked";
 const WINDOWS: &str = "it is for Windows";
+
+/// The field that chooses a level by number.
+pub(crate) const VERBOSITY: &str = "logging.verbosity";
 
 /// Modes in which kube-proxy reads the section `iptables`: it is the default on Linux.
 const IPTABLES: &[Mode] = &[Mode::Unset, Mode::Iptables];
@@ -91,7 +94,7 @@ pub(crate) const FIELDS: &[Field] = &[
     nothing("clientConnection.burst", Kind::Number, CLIENT),
     flag("logging.format", Kind::Text, "log-format"),
     nothing("logging.flushFrequency", Kind::Map, LOGGING),
-    nothing("logging.verbosity", Kind::Number, LOGGING),
+    flag(VERBOSITY, Kind::Number, "log-level"),
     nothing("logging.vmodule", Kind::Map, LOGGING),
     nothing("logging.options", Kind::Map, LOGGING),
     flag("hostnameOverride", Kind::Text, "node-name"),

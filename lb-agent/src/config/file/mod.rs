@@ -18,8 +18,8 @@ mod tree;
 
 use core::{fmt, net::IpAddr};
 
-use super::GoDuration;
-use fields::{Field, Kind, Meaning, Mode};
+use super::{GoDuration, log_level};
+use fields::{Field, Kind, Meaning, Mode, VERBOSITY};
 use tree::{Node, Tree};
 
 const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
@@ -277,6 +277,10 @@ fn as_flag(path: &str, text: String) -> Result<String, &'static str> {
             Ok(addr) if addr.is_unspecified() => Err(""),
             Ok(addr) if addr.is_loopback() => Err("a loopback address is no address of the node for others"),
             _ => Ok(text),
+        },
+        VERBOSITY => match text.parse() {
+            Ok(verbosity) => Ok(log_level::of_verbosity(verbosity).to_owned()),
+            Err(_) => Err("it is no verbosity: 0 or more is expected"),
         },
         _ => Ok(text),
     }

@@ -125,6 +125,25 @@ fn node_ports_on_loopback_can_be_switched_off(#[case] text: &str, #[case] wanted
     assert_eq!(args.addresses.localhost_nodeports, wanted);
 }
 
+/// 3.1: kube-proxy's numbers are levels here, and the file says less than flag, variable and RUST_LOG.
+#[rstest]
+#[case(0, "info,kube_client=off,kube_runtime=off")]
+#[case(2, "info,kube_client=off,kube_runtime=off")]
+#[case(4, "debug,kube_client=off,kube_runtime=off")]
+#[case(9, "trace,kube_client=off,kube_runtime=off")]
+fn the_verbosity_chooses_what_is_logged(#[case] verbosity: u32, #[case] wanted: &str) {
+    let text = format!("{HEAD}logging: {{verbosity: {verbosity}}}\n");
+    assert_eq!(run(with_file(&text, &[]).unwrap()).log_level.to_string(), wanted);
+    let flag = run(with_file(&text, &["--log-level", "warn"]).unwrap());
+    assert_eq!(flag.log_level.to_string(), "warn");
+    let shown = with_file(HEAD, &["--log-level", "warn"]).unwrap().effective();
+    assert!(
+        shown.contains("# logging.verbosity: no number means this: give --log-level beside it"),
+        "{shown}"
+    );
+    assert_eq!(ignored("logging: {verbosity: -1}\n"), ["logging.verbosity: -1"]);
+}
+
 /// SY-2, SY-4: the periods are those of the mode; informers that are read again there are none.
 #[test]
 fn every_mode_has_its_section() {
@@ -242,8 +261,9 @@ fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
 
 #[test]
 fn what_is_printed_can_be_given_to_config_again() {
-    let text =
-        format!("{HEAD}clusterCIDR: 10.42.0.0/16,fd00:42::/56\nmode: ipvs\nipvs: {{syncPeriod: 1m}}\n");
+    let text = format!(
+        "{HEAD}clusterCIDR: 10.42.0.0/16,fd00:42::/56\nmode: ipvs\nipvs: {{syncPeriod: 1m}}\nlogging: {{verbosity: 4}}\n"
+    );
     let args = ["--nodeport-addresses", "10.0.0.0/8,localhost", "--node-ip", "10.0.0.7", "--masquerade-all"];
     let parsed = with_file(&text, &args).unwrap();
     let again = with_file(&parsed.effective(), &[]).unwrap();
@@ -253,6 +273,27 @@ fn what_is_printed_can_be_given_to_config_again() {
         values.map(|(flag, value, _)| (flag, value)).collect::<Vec<_>>()
     };
     assert_eq!(values(&again), values(&parsed));
+}
+
+/// HZ-10.
+#[test]
+fn what_is_in_force_is_shown_as_kube_proxy_shows_it() {
+    let text =
+        format!("{HEAD}clusterCIDR: 10.42.0.0/16\niptables: {{syncPeriod: 1m, masqueradeAll: true}}\n");
+    let shown = with_file(&text, &["--socket-lb", "tcp", "--oom-score-adj", "-5"]).unwrap().configz();
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let config = &shown["kubeproxy.config.k8s.io"];
+    assert_eq!(config["kind"], "KubeProxyConfiguration");
+    assert_eq!(config["clusterCIDR"], "10.42.0.0/16");
+    assert_eq!(config["oomScoreAdj"], -5);
+    assert_eq!(
+        config["iptables"],
+        serde_json::json!({
+            "masqueradeAll": true, "localhostNodePorts": true, "syncPeriod": "1m", "minSyncPeriod": "100ms",
+        })
+    );
+    assert_eq!(config["nodePortAddresses"], serde_json::json!(["all"]));
+    assert_eq!(shown["lb-agent"]["socket-lb"], "tcp", "what has no field there");
 }
 
 /// An empty address is the default one in the file, and none at all as a flag.

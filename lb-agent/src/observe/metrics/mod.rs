@@ -275,7 +275,11 @@ impl Metrics {
             "Service ports with policy Local that have usable endpoints, but none on this node",
             &self.no_local_endpoints,
         );
-        to.add("notices", "Fields of Services and EndpointSlices that cannot be used", &self.notices);
+        to.add(
+            "notices",
+            "Fields of Services, EndpointSlices, the own Node and ServiceCIDRs that cannot be used",
+            &self.notices,
+        );
         to.add("contested_frontends", "Frontends that a Service wants and another one owns", &self.contested);
         to.add(
             "left_out_service_ports",
@@ -447,7 +451,7 @@ pub struct Totals {
 fn object(event: &Event) -> Option<&'static str> {
     match event {
         Event::Service(Change::Apply(_) | Change::Delete(_)) => Some(OBJECTS[0]),
-        Event::Slice(Change::Apply(_) | Change::Delete(_)) => Some(OBJECTS[1]),
+        Event::Slice(Change::Apply(_) | Change::Refuse(..) | Change::Delete(_)) => Some(OBJECTS[1]),
         Event::Node(Change::Apply(_) | Change::Delete(_)) => Some(OBJECTS[2]),
         _ => None,
     }

@@ -88,7 +88,7 @@ async fn ask(answers: &Answers, path: &str) -> (u16, String, String) {
 #[tokio::test]
 async fn the_health_address_answers_three_paths() {
     let (state, metrics) = outlets();
-    let answers = health(Arc::clone(&state), Arc::clone(&metrics));
+    let answers = health(Arc::clone(&state), Arc::clone(&metrics), Arc::new(Slis::new()));
     assert_eq!(ask(&answers, "/readyz").await.0, 503, "nothing is programmed yet");
     assert_eq!(ask(&answers, "/livez").await.0, 200);
     state.settled(Settled { updated: true, ..Settled::default() }, Timestamp::now());
@@ -112,14 +112,43 @@ async fn the_health_address_answers_three_paths() {
 /// HZ-10.
 #[tokio::test]
 async fn the_metrics_address_answers_as_the_tests_of_kubernetes_ask() {
-    let (_, metrics) = outlets();
-    let answers = scrapes(metrics);
+    let (state, metrics) = outlets();
+    let slis = Arc::new(Slis::new());
+    let probes = health(Arc::clone(&state), Arc::clone(&metrics), Arc::clone(&slis));
+    let configz = r#"{"kubeproxy.config.k8s.io":{}}"#.to_owned();
+    let answers = scrapes(Scraped { metrics, health: Arc::clone(&state), slis, configz: configz.clone() });
     assert_eq!(ask(&answers, "/healthz").await, (200, TEXT.into(), "ok".into()));
     assert_eq!(ask(&answers, "/proxyMode").await, (200, TEXT.into(), "ebpf".into()));
     let (code, kind, text) = ask(&answers, "/metrics").await;
     assert_eq!((code, &*kind), (200, metrics::CONTENT_TYPE));
     assert!(text.ends_with("# EOF\n"), "{text}");
-    assert_eq!(ask(&answers, "/debug").await.0, 404);
+    assert_eq!(ask(&answers, "/configz").await, (200, JSON.into(), configz));
+    // Not here: ARCHITECTURE, Decisions.
+    for path in ["/debug", "/debug/pprof/profile", "/flagz", "/statusz"] {
+        assert_eq!(ask(&answers, path).await.0, 404, "{path}");
+    }
+
+    for path in ["/livez", "/healthz", "/readyz"] {
+        ask(&probes, path).await;
+    }
+    state.set_node(NodeState::Leaving);
+    ask(&probes, "/healthz").await;
+    let (code, kind, text) = ask(&answers, "/metrics/slis").await;
+    assert_eq!((code, &*kind), (200, metrics::CONTENT_TYPE));
+    for line in [
+        "kubernetes_healthcheck{name=\"maps\",type=\"livez\"} 1",
+        "kubernetes_healthcheck{name=\"maps\",type=\"healthz\"} 1",
+        "kubernetes_healthcheck{name=\"node\",type=\"healthz\"} 0",
+        "kubernetes_healthcheck{name=\"programmed\",type=\"readyz\"} 0",
+        "kubernetes_healthchecks_total{name=\"maps\",type=\"livez\",status=\"success\"} 1",
+        "kubernetes_healthchecks_total{name=\"maps\",type=\"livez\",status=\"error\"} 0",
+        "kubernetes_healthchecks_total{name=\"maps\",type=\"healthz\",status=\"success\"} 2",
+        "kubernetes_healthchecks_total{name=\"node\",type=\"healthz\",status=\"success\"} 1",
+        "kubernetes_healthchecks_total{name=\"node\",type=\"healthz\",status=\"error\"} 1",
+        "kubernetes_healthchecks_total{name=\"programmed\",type=\"readyz\",status=\"error\"} 1",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}: {text}");
+    }
 }
 
 fn place(address: &str) -> Place {
@@ -128,7 +157,7 @@ fn place(address: &str) -> Place {
         flag: "--healthz-address",
         address: address.to_owned(),
         event: "FailedToStartProxierHealthcheck",
-        answers: health(state, metrics),
+        answers: health(state, metrics, Arc::new(Slis::new())),
     }
 }
 

@@ -64,13 +64,19 @@ struct World {
 
 impl World {
     fn new(last: u8) -> Self {
+        Self::with_room(last, MOST_HEALTH_CHECKS)
+    }
+
+    /// The same with so many connections at a time.
+    fn with_room(last: u8, most: usize) -> Self {
         let ip: IpAddr = [127, 77, 0, last].into();
         let metrics = Arc::new(Metrics::new(std::path::Path::new("/nowhere")));
         let (events, notes) = Recorder::new(Arc::clone(&metrics));
         let (listen_on, addresses) = watch::channel(on(ip));
         let ports = Arc::<HealthPorts>::default();
         let stop = CancellationToken::new();
-        let servers = ServiceHealth::new(Arc::new(Health::default()), metrics, events, addresses);
+        let mut servers = ServiceHealth::new(Arc::new(Health::default()), metrics, events, addresses);
+        servers.room = Room::new(most);
         tokio::spawn(servers.run(Arc::clone(&ports), stop.clone()));
         Self { ports, listen_on, notes, ip, _stop: stop.drop_guard() }
     }
@@ -202,4 +208,30 @@ async fn many_ports_take_no_thread_each() {
     }
     // Other tests run beside this one.
     assert!(threads() < before + ports.len() / 2, "{before} threads became {}", threads());
+}
+
+/// HC-2, HZ-3: a hundred Services are a hundred sockets, and not a hundred times as many idle clients.
+#[tokio::test]
+async fn all_health_check_ports_together_have_so_many_connections() {
+    let world = World::with_room(9, 4);
+    let ports = [32_441, 32_442, 32_443];
+    for port in ports {
+        world.tell(&format!("web-{port}"), Some((port, 1)));
+        world.expect(port, Some("200 OK")).await;
+    }
+    // Those of `expect` may still be on their way out.
+    let mut silent = Vec::new();
+    for at in 0..8 {
+        silent.push(world.connect(ports[at % 2]).await.unwrap());
+    }
+    let mut kept = world.connect(ports[0]).await.unwrap();
+    for _ in 0..16 {
+        assert!(ask(&mut kept).await.is_some(), "who asks is not the silent one");
+        silent.push(world.connect(ports[1]).await.unwrap());
+        world.expect(ports[2], Some("200 OK")).await;
+    }
+    for stream in &mut silent[..8] {
+        let ended = timeout(SOON, stream.read(&mut [0])).await;
+        assert!(matches!(ended, Ok(Ok(0) | Err(_))), "{ended:?}");
+    }
 }
