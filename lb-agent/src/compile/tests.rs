@@ -451,7 +451,7 @@ fn an_address_given_twice_is_one_frontend() {
     assert_eq!(frontends(&compiled), ["10.96.0.1:80 ClusterIp", "192.0.2.1:80 ExternalIp"]);
 }
 
-/// ES-4, ES-13, SP-11: name and protocol match; each slice has its own number.
+/// ES-4, ES-13, SP-11, 1.2-protocols: name and protocol match; each slice has its own number.
 #[test]
 fn ports_match_by_name_and_protocol_and_numbers_come_from_each_slice() {
     let ports =

@@ -196,6 +196,7 @@ fn a_renamed_port_keeps_its_id() {
     assert!(agent.reconciler.programmed().all(|(_, key)| &*key.port == "www"));
 }
 
+/// SEL-8: another number is a change.
 #[test]
 fn a_renumbered_port_keeps_its_id_and_its_slots() {
     let maps = MemMaps::new(ROOMY);
