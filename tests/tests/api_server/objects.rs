@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::world::{SOON, World, slices};
 
-/// Several Services, of one family and of both, with several ports and with none to serve them.
+/// 1.1-selectorless. Several Services, of one family and of both, with several ports and with none to serve them.
 #[test]
 fn what_exists_before_the_agent_is_programmed() {
     needs_cluster!();
