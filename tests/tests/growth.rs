@@ -47,6 +47,7 @@ fn objects(n: u32, backend: IpAddr) -> Vec<Value> {
     objects
 }
 
+/// 1.4-map-size.
 #[test]
 fn maps_grow_while_connections_are_made_and_no_socket_notices() {
     needs_root!();
@@ -219,7 +220,7 @@ fn desired(n: u8, endpoints: u8) -> Desired {
     Desired { name, created_s: i64::from(n), ports: vec![port] }
 }
 
-/// Old and new pins have equal content until the first write to the new maps, so any mixture of them is whole.
+/// 2.25-upgrade: old and new pins have equal content until the first write to the new maps, so any mixture of them is whole.
 #[test]
 fn a_stop_after_any_replaced_pin_leaves_what_was_there() {
     needs_root!();

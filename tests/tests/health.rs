@@ -264,7 +264,7 @@ fn a_health_check_port_tells_of_local_ready_endpoints_of_its_own_family() {
     expect_closed(netns, &on_v4);
 }
 
-/// HC-8.
+/// HC-8, DS-1.
 #[test]
 fn a_health_check_port_that_is_taken_is_named_and_opened_when_it_is_free() {
     needs_root!();
@@ -275,7 +275,7 @@ fn a_health_check_port_that_is_taken_is_named_and_opened_when_it_is_free() {
     let endpoints = slice("web", "IPv4", &[("10.1.1.10", "node1", true)]);
     home.apply("objects", &[node("node1", &json!({})), balancer("web", PORT), endpoints]).unwrap();
     let _agent = Agent::start(net.node(1), &home).unwrap();
-    // The other family is not held up (DS-1).
+    // The other family is not held up.
     expect_code(netns, &format!("[::1]:{PORT}"), "/", 503);
     expect(netns, METRICS, "/metrics", |answer| {
         answer.body.contains("lbagent_health_check_servers{state=\"failed\"} 1\n")

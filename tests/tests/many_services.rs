@@ -35,7 +35,7 @@ fn objects_of(number: u16, backend: IpAddr) -> [Value; 2] {
     [objects::service(&name, &spec), objects::slice(&format!("{name}-v4"), &name, &[&backend], 8080)]
 }
 
-/// SY-1, SY-2, SY-9, SEL-9: all of them are reached when the agent says so, a change among them is seen, and nothing of them is left
+/// SY-1, SY-2, SY-9: all of them are reached when the agent says so, a change among them is seen, and nothing of them is left
 /// when they are deleted: neither in the maps nor for new connections.
 #[test]
 fn thousands_of_services_are_created_and_deleted() {

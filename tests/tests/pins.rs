@@ -122,6 +122,7 @@ impl Drop for Block {
     }
 }
 
+/// 1.4-map-size, 2.25-map-full.
 #[test]
 fn an_agent_that_cannot_enlarge_its_maps_serves_what_fits_and_names_the_rest() {
     needs_root!();

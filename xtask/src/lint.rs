@@ -3,7 +3,7 @@
 use std::{process::Command, time::Duration};
 
 use anyhow::{Result, bail};
-use xtask::ebpf;
+use xtask::{ebpf, paths};
 
 use crate::{
     command,
@@ -76,6 +76,14 @@ fn checks() -> Result<Vec<(&'static str, Command)>> {
         "--deny",
         "warnings",
     ]);
+    // Not of the workspace, as with rustfmt below. In its target folder, so that not everything is checked twice; with a fuzzer
+    // that is never linked, so that none is built, which would need a C++ compiler.
+    let mut clippy_fuzz = command::cargo("clippy");
+    clippy_fuzz
+        .args(["--manifest-path", "tests/fuzz/Cargo.toml", "--target-dir"])
+        .arg(paths::target_dir())
+        .args(["--", "--deny", "warnings", "--deny", "clippy::pedantic"])
+        .env("CUSTOM_LIBFUZZER_PATH", "/none/libfuzzer.a");
     let mut clippy_bpf = ebpf::cargo("clippy", &[])?;
     clippy_bpf.args(["--bins", "--", "--deny", "warnings"]);
     let mut clippy_bpf_log = ebpf::cargo("clippy", &["log"])?;
@@ -99,6 +107,7 @@ fn checks() -> Result<Vec<(&'static str, Command)>> {
         ("cargo-deny", deny),
         ("clippy", clippy),
         ("clippy with bpf-log", clippy_log),
+        ("clippy of tests/fuzz", clippy_fuzz),
         ("clippy for BPF", clippy_bpf),
         ("clippy for BPF with its log", clippy_bpf_log),
         ("rustdoc", rustdoc),

@@ -8,7 +8,7 @@ use proptest::sample::select;
 
 use super::*;
 use crate::model::arbitrary::{self, OWN_NODE};
-use crate::model::{ClusterIps, EndpointFacts, Node, Protocol, SliceName, SlicePort};
+use crate::model::{ClusterIps, Conditions, EndpointFacts, Node, Protocol, SliceName, SlicePort};
 
 fn node(zone: &str) -> NodeContext {
     let node = Node { zone: Some(zone.into()), ..Node::new(OWN_NODE.into()) };
@@ -77,13 +77,20 @@ fn check(service: &Service, slices: &[Slice], compiled: &Compiled) {
     }
 }
 
-/// Whether a slice of the family lists the target under the name and protocol of the port.
+/// Whether a slice of the family lists the target under the name and protocol of the port, and as somebody who may serve:
+/// ready, or as what it is marked, serving and terminating (2.4).
 fn is_listed(target: &Target, port: &PortEntries, slices: &[Slice]) -> bool {
     slices.iter().filter(|slice| slice.family == port.key.family).any(|slice| {
         let has_port = slice.ports.iter().any(|at| {
             at.name == port.key.port && at.protocol == port.key.protocol && at.port == target.at.port()
         });
-        has_port && slice.endpoints().any(|endpoint| endpoint.addr() == target.at.ip())
+        let may_serve = |conditions: Conditions| {
+            let is_fallback = conditions.is_serving() && conditions.is_terminating();
+            conditions.is_ready() != target.terminating && (conditions.is_ready() || is_fallback)
+        };
+        let mut endpoints = slice.endpoints();
+        has_port
+            && endpoints.any(|endpoint| endpoint.addr() == target.at.ip() && may_serve(endpoint.conditions()))
     })
 }
 
@@ -106,7 +113,7 @@ proptest! {
         prop_assert_eq!(&want, &compile(&service, many.iter(), &node(zone)));
     }
 
-    /// And the rest of the invariants of `PortEntries`.
+    /// 2.4-unusable, and the rest of the invariants of `PortEntries`.
     #[test]
     fn every_target_is_a_listed_endpoint(
         service in arbitrary::service(),
@@ -117,7 +124,8 @@ proptest! {
         check(&service, &slices, &compiled);
     }
 
-    /// TE-2, TE-3: a terminating target is there only if no ready one could be, and never a failing one.
+    /// TE-2, TE-3, 2.4-unusable: a terminating target is there only if no ready one could be, and never a failing one; nobody
+    /// else that is not ready is.
     #[test]
     fn terminating_endpoints_serve_only_when_nothing_is_ready(slices in vec(arbitrary::slice(), 0..4)) {
         let service = Service {
@@ -126,6 +134,7 @@ proptest! {
             ..Service::new(ServiceName::new("ns", "web"))
         };
         let compiled = compile(&service, slices.iter(), &node("a"));
+        check(&service, &slices, &compiled);
         let targets = &compiled.ports[0].cluster;
         if targets.iter().any(|target| target.terminating) {
             // Nobody that is ready and running has the port; a ready one that terminates may be hidden by a duplicate.

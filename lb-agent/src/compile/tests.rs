@@ -51,8 +51,9 @@ fn ready(addr: &str) -> EndpointFacts {
     }
 }
 
-/// One word per endpoint: R(eady), T(erminating, serving), N(either) or P(ublished though terminating); L(ocal) or
-/// r(emote); then `/zone` and `@node` hints. The n-th endpoint is 10.0.0.n.
+/// One word per endpoint: R(eady), T(erminating, serving), N(either), P(ublished though terminating), S(erving, neither
+/// ready nor terminating) or F(ailing while it terminates); L(ocal) or r(emote); then `/zone` and `@node` hints. The n-th
+/// endpoint is 10.0.0.n.
 fn endpoints(words: &str) -> Vec<EndpointFacts> {
     words
         .split_whitespace()
@@ -68,6 +69,8 @@ fn endpoints(words: &str) -> Vec<EndpointFacts> {
                 "T" => Conditions::new(Some(false), Some(true), Some(true)),
                 "N" => Conditions::new(Some(false), Some(false), Some(false)),
                 "P" => Conditions::new(Some(true), Some(true), Some(true)),
+                "S" => Conditions::new(Some(false), Some(true), Some(false)),
+                "F" => Conditions::new(Some(false), Some(false), Some(true)),
                 other => panic!("no state {other}"),
             };
             EndpointFacts {
@@ -90,8 +93,8 @@ fn words(targets: &[Target]) -> String {
     targets.iter().map(last).collect::<Vec<_>>().join(" ")
 }
 
-/// The port flags of the vectors: `i` internalTrafficPolicy, `n` a node port, `l` a load-balancer address, each with its
-/// policy C(luster) or L(ocal).
+/// The port flags of the vectors: `i` internalTrafficPolicy, `n` a node port, `l` a load-balancer address, `e` an external
+/// IP, each with its policy C(luster) or L(ocal).
 fn with_policies(flags: &str) -> Service {
     let mut service = service();
     let policy = |is_local| if is_local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
@@ -109,14 +112,18 @@ fn with_policies(flags: &str) -> Service {
                 service.load_balancer_ips = [[192, 0, 2, 1].into()].into();
                 service.external_policy = policy;
             }
+            "e" => {
+                service.external_ips = [[192, 0, 2, 2].into()].into();
+                service.external_policy = policy;
+            }
             other => panic!("no flag {other}"),
         }
     }
     service
 }
 
-/// The test vectors of EP-1 to EP-8 and TP-1 to TP-6 (kube-proxy's `CategorizeEndpoints`); the number is that of the
-/// vector. This node is n1 in zone a.
+/// The test vectors of EP-1, EP-2, EP-4, EP-7, EP-8 and TP-1 to TP-6 (kube-proxy's `CategorizeEndpoints`); the number is that
+/// of the vector. This node is n1 in zone a.
 #[rstest]
 #[case::v01_all_ready_ones_serve("iC", "RL Rr", "1 2", "", true)]
 #[case::v02_terminating_ones_wait_while_one_is_ready("iC", "Rr TL", "1", "", true)]
@@ -156,10 +163,41 @@ fn endpoints_are_chosen_as_kube_proxy_does(
     assert_eq!(port.policies.has_any, has_any);
 }
 
-/// EP-8, SP-2, SP-3, SP-4.
+/// 2.4-unusable: who is neither ready, nor both serving and terminating, is in no set, counts as nobody, and takes part in no
+/// topology (TE-3).
+#[rstest]
+#[case::serving_only("iC nL", "SL Sr", "", "", false)]
+#[case::failing_while_it_terminates("iC nL", "FL Fr", "", "", false)]
+#[case::beside_ready_ones("iC nL", "RL SL Rr Sr FL", "1 3", "1", true)]
+#[case::beside_terminating_ones("iC nL", "SL TL FL Sr Tr", "2 5", "2", true)]
+#[case::not_even_the_only_local_one("iL", "SL FL Rr", "", "", true)]
+#[case::an_internal_local_service_refuses("iL", "SL Sr FL", "", "", false)]
+#[case::its_missing_hint_does_not_count("iC", "Rr/a Rr/b Sr Fr", "1", "", true)]
+#[case::nor_does_its_hint_for_this_zone("iC", "Rr/b Sr/a Fr/a", "1", "", true)]
+fn who_is_not_ready_serves_only_while_it_terminates(
+    #[case] flags: &str,
+    #[case] given: &str,
+    #[case] cluster: &str,
+    #[case] local: &str,
+    #[case] has_any: bool,
+) {
+    endpoints_are_chosen_as_kube_proxy_does(flags, given, cluster, local, has_any);
+    // Flows that it has do not stay either (CT-4).
+    let mut service = with_policies(flags);
+    service.ports[0].protocol = Protocol::Udp;
+    let given = slice("s", &[slice_port("", Protocol::Udp, 8080)], &endpoints(given));
+    for at in &compile(&service, [&given].into_iter(), &node("a")).ports[0].draining {
+        let conditions = given.endpoints().find(|endpoint| endpoint.addr() == at.ip()).unwrap().conditions();
+        assert!(conditions.is_ready() || conditions.is_terminating() && conditions.is_serving(), "{at}");
+    }
+}
+
+/// EP-8, SP-2, SP-3.
 #[rstest]
 #[case::internal("iL", true, false)]
 #[case::external("iC nL", false, true)]
+#[case::external_ip_alone("iC eL", false, true)]
+#[case::load_balancer_alone("iC lL", false, true)]
 #[case::both("iL lL", true, true)]
 #[case::neither("iC nC", false, false)]
 fn the_policy_of_each_kind_of_frontend(#[case] flags: &str, #[case] internal: bool, #[case] external: bool) {
@@ -168,8 +206,8 @@ fn the_policy_of_each_kind_of_frontend(#[case] flags: &str, #[case] internal: bo
     assert_eq!((policies.internal_local, policies.external_local), (internal, external));
 }
 
-/// SP-5, SP-6: a set that no frontend uses is not computed; NodePorts and the like make use of the cluster set whatever their policy
-/// is, because clients on this node use it.
+/// EP-3, EP-5, SP-2, SP-5, SP-6: a set that no frontend uses is empty, so what can be reached is the other one; NodePorts and the
+/// like make use of the cluster set whatever their policy is, because clients on this node use it.
 #[rstest]
 #[case::plain("iC", true, false)]
 #[case::internal_local("iL", false, true)]
@@ -177,6 +215,9 @@ fn the_policy_of_each_kind_of_frontend(#[case] flags: &str, #[case] internal: bo
 #[case::external_local("iC nL", true, true)]
 #[case::both_local("iL nL", true, true)]
 #[case::external_local_of_a_load_balancer("iC lL", true, true)]
+#[case::internal_local_and_an_external_ip_alone("iL eC", true, true)]
+#[case::external_local_of_an_external_ip_alone("iC eL", true, true)]
+#[case::internal_local_and_a_load_balancer_alone("iL lC", true, true)]
 fn a_set_is_there_if_some_client_uses_it(#[case] flags: &str, #[case] cluster: bool, #[case] local: bool) {
     let given = slice("s", &[slice_port("", Protocol::Tcp, 8080)], &endpoints("RL Rr"));
     let compiled = compile(&with_policies(flags), [&given].into_iter(), &node("a"));
@@ -203,6 +244,30 @@ fn the_largest_slice_is_served_whole() {
     let compiled = compile(&service, [&slice("s", &slice_ports, &given)].into_iter(), &node("zone-7"));
     assert_eq!(compiled.ports.len(), 100);
     assert!(compiled.ports.iter().all(|port| port.cluster.len() == 2000));
+    assert_eq!(compiled.notices, []);
+}
+
+/// ES-15: so many slices that each holds a part of all sets.
+#[test]
+fn many_slices_are_served_as_one() {
+    let ports = [slice_port("", Protocol::Tcp, 8080)];
+    let addr = |slice: u32, n: u32| std::net::Ipv4Addr::from_bits(0x0a00_0000 | slice << 8 | n);
+    let slices: Vec<Slice> = (0..200)
+        .map(|at| {
+            let given: Vec<EndpointFacts> = (0..100)
+                .map(|n| EndpointFacts {
+                    node: Some(if n == 0 { OWN_NODE } else { "n2" }.into()),
+                    ..ready(&addr(at, n).to_string())
+                })
+                .collect();
+            slice(&format!("s{at}"), &ports, &given)
+        })
+        .collect();
+    let compiled = compile(&with_policies("iC nL"), slices.iter(), &node("a"));
+    let port = &compiled.ports[0];
+    let all = |count: u32| (0..200).flat_map(move |at| (0..count).map(move |n| IpAddr::from(addr(at, n))));
+    assert!(port.cluster.iter().map(|target| target.at.ip()).eq(all(100)));
+    assert!(port.local.iter().map(|target| target.at.ip()).eq(all(1)));
     assert_eq!(compiled.notices, []);
 }
 
@@ -356,7 +421,7 @@ fn source_ranges_are_for_load_balancer_addresses(
     assert_eq!(compiled.notices, []);
 }
 
-/// 2.7: the cluster IP's unused ports are refused, for the whole Service once, in each family.
+/// 2.7-other-ports: the cluster IP's unused ports are refused, for the whole Service once, in each family.
 #[test]
 fn one_port_of_a_service_has_the_other_ports_of_its_cluster_ips() {
     let both = ClusterIps { v4: Some([10, 96, 0, 1].into()), v6: Some("fd00::1".parse().unwrap()) };
@@ -386,7 +451,7 @@ fn an_address_given_twice_is_one_frontend() {
     assert_eq!(frontends(&compiled), ["10.96.0.1:80 ClusterIp", "192.0.2.1:80 ExternalIp"]);
 }
 
-/// ES-4, ES-13, SP-11: name and protocol match; each slice has its own number.
+/// ES-4, ES-13, SP-11, 1.2-protocols: name and protocol match; each slice has its own number.
 #[test]
 fn ports_match_by_name_and_protocol_and_numbers_come_from_each_slice() {
     let ports =

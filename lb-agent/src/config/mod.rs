@@ -394,6 +394,7 @@ mod tests {
         }
     }
 
+    /// 2.9-detector.
     #[test]
     fn options_of_the_packet_path_are_kept() {
         let options = |args: &[&str]| run(args).unwrap().packets.options().unwrap().to_string();
@@ -401,6 +402,19 @@ mod tests {
         assert_eq!(
             options(&["--cluster-cidr", "10.42.0.0/16,fd00:42::/56", "--masquerade-all"]),
             "pods have addresses in 10.42.0.0/16,fd00:42::/56, everything is masqueraded"
+        );
+        for (mode, flag, said) in [
+            ("NodeCIDR", None, "pods have addresses in the pod ranges of the own Node"),
+            ("BridgeInterface", Some("--pod-bridge-interface"), "cbr0"),
+            ("InterfaceNamePrefix", Some("--pod-interface-prefix"), "cbr0"),
+        ] {
+            let mut args = vec!["--detect-local-mode", mode];
+            args.extend(flag.into_iter().flat_map(|flag| [flag, "cbr0"]));
+            assert!(options(&args).contains(said), "{mode}: {}", options(&args));
+        }
+        assert_ne!(
+            options(&["--detect-local-mode", "BridgeInterface", "--pod-bridge-interface", "cbr0"]),
+            options(&["--detect-local-mode", "InterfaceNamePrefix", "--pod-interface-prefix", "cbr0"]),
         );
     }
 

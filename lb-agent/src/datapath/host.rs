@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(cgroup2_mounts("22 1 0:20 / / rw - ext4 /dev/vda rw\n").count(), 0);
     }
 
-    /// Inside a container the first mount is the container's own cgroup, and the host's may be mounted beside it.
+    /// 2.25-cgroup-root: inside a container the first mount is the container's own cgroup, and the host's may be mounted beside it.
     #[test]
     fn a_containers_own_cgroup_is_not_taken_for_the_root() {
         let folder = tempfile::tempdir().unwrap();

@@ -114,7 +114,7 @@ mod tests {
         );
     }
 
-    /// LB-6, SP-2, SP-3.
+    /// 1.1-external-ips, LB-6, SP-2, SP-3.
     #[test]
     fn external_ips_that_are_switched_off_are_left_out_and_named() {
         let service = Service {

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{self as api, ServiceSpec};
 use super::fields::{self, Faults, shown};
 use super::{Refused, namespace};
 use crate::model::{
-    ClusterIps, Few, Names, Protocol, Reason, Service, ServicePort, ServiceType, TrafficPolicy,
+    ClusterIps, Family, Few, Names, Protocol, Reason, Service, ServicePort, ServiceType, TrafficPolicy,
 };
 
 /// The API server's default for `ClientIP` affinity (SP-9).
@@ -60,7 +60,9 @@ fn kind(spec: &ServiceSpec, faults: &mut Faults) -> ServiceType {
     }
 }
 
-/// SEL-4, SEL-6: `spec.clusterIPs`, or `spec.clusterIP` where the list is absent. The family is that of the address.
+/// SEL-4, SEL-6: of `spec.clusterIPs`, or of `spec.clusterIP` where the list is absent, those whose family is at the same
+/// place in `spec.ipFamilies`. Without families the first one alone (kube-proxy's `GetClusterIPByFamily`). The API server
+/// fills all three fields; only a manifest can have less.
 fn cluster_ips(spec: &ServiceSpec, faults: &mut Faults) -> ClusterIps {
     let mut found = ClusterIps::default();
     if spec.type_.as_deref() == Some("ExternalName") || spec.cluster_ip.as_deref() == Some("None") {
@@ -68,14 +70,20 @@ fn cluster_ips(spec: &ServiceSpec, faults: &mut Faults) -> ClusterIps {
     }
     let listed = spec.cluster_ips.as_deref().unwrap_or_default();
     let texts = if listed.is_empty() { spec.cluster_ip.as_slice() } else { listed };
+    let families = spec.ip_families.as_deref().unwrap_or_default();
     for (at, text) in texts.iter().enumerate() {
         if text.is_empty() || text == "None" {
             continue;
         }
         let result = fields::host_address(text).and_then(|addr| {
-            let is_second = found.of(crate::model::Family::of(&addr)).is_some();
+            let family = Family::of(&addr);
+            let is_listed = match families {
+                [] => at == 0,
+                families => families.get(at).is_some_and(|listed| *listed == family.to_string()),
+            };
             match addr {
-                _ if is_second => return Err(Reason::SecondClusterIp(addr)),
+                _ if found.of(family).is_some() => return Err(Reason::SecondClusterIp(addr)),
+                _ if !is_listed => return Err(Reason::FamilyNotListed(addr)),
                 IpAddr::V4(addr) => found.v4 = Some(addr),
                 IpAddr::V6(addr) => found.v6 = Some(addr),
             }
@@ -113,13 +121,17 @@ fn ports(spec: &ServiceSpec, names: &mut Names, faults: &mut Faults) -> Box<[Ser
             }
         };
         let name = given.name.as_deref().unwrap_or_default();
-        if several && is_taken(&mut taken_names, protocol, name) {
+        if taken_names.contains(&(protocol, name)) {
             faults.add(|| field("name"), Reason::SamePortName(shown(name)));
             continue;
         }
         if several && is_taken(&mut taken_numbers, protocol, port) {
             faults.add(|| field("port"), Reason::SamePortNumber(port, protocol));
             continue;
+        }
+        // Only now: a port that is refused takes nothing away from a later one.
+        if several {
+            taken_names.insert((protocol, name));
         }
         let mut node_port = optional_port(given.node_port, || field("nodePort"), faults);
         if several && node_port != 0 && is_taken(&mut taken_node_ports, protocol, node_port) {

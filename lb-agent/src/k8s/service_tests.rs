@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Interest, service};
 use crate::compile::{FrontendKind, compile};
-use crate::model::{Names, NodeContext, Service};
+use crate::model::{Names, NodeContext, Service, TrafficPolicy};
 
 fn read(spec: &Value, status: &Value) -> Service {
     let object = json!({"metadata": {"name": "web", "namespace": "ns"}, "spec": spec, "status": status});
@@ -24,7 +24,7 @@ fn frontends(spec: &Value, status: &Value) -> Vec<String> {
         .collect()
 }
 
-/// DS-3, DS-5, SEL-6: the families are those of the addresses, in whatever order, whatever the policy says.
+/// DS-3, DS-5, SEL-6: `ipFamilies` says which addresses count, in whatever order; the policy says nothing.
 #[rstest]
 #[case::single(json!({"clusterIPs": ["10.96.0.1"], "ipFamilies": ["IPv4"]}), &["10.96.0.1:80"])]
 #[case::dual(
@@ -36,6 +36,22 @@ fn frontends(spec: &Value, status: &Value) -> Vec<String> {
     &["10.96.0.1:80", "[fd00::1]:80"]
 )]
 #[case::no_list(json!({"ipFamilies": []}), &["10.96.0.1:80"])]
+#[case::one_family_and_two_addresses(
+    json!({"clusterIPs": ["10.96.0.1", "fd00::1"], "ipFamilies": ["IPv4"]}),
+    &["10.96.0.1:80"]
+)]
+#[case::no_family_and_two_addresses(
+    json!({"clusterIPs": ["fd00::1", "10.96.0.1"], "ipFamilies": []}),
+    &["[fd00::1]:80"]
+)]
+#[case::families_in_another_order(
+    json!({"clusterIPs": ["10.96.0.1", "fd00::1"], "ipFamilies": ["IPv6", "IPv4"]}),
+    &[]
+)]
+#[case::a_family_of_the_future(
+    json!({"clusterIPs": ["10.96.0.1", "fd00::1"], "ipFamilies": ["IPv7", "IPv6"]}),
+    &["[fd00::1]:80"]
+)]
 fn families_are_those_of_the_addresses(#[case] mut spec: Value, #[case] wanted: &[&str]) {
     spec["ports"] = json!([{"port": 80}]);
     spec["clusterIP"] = spec["clusterIPs"].get(0).cloned().unwrap_or(json!("10.96.0.1"));
@@ -45,10 +61,79 @@ fn families_are_those_of_the_addresses(#[case] mut spec: Value, #[case] wanted: 
     }
 }
 
+/// SEL-6: what the families leave out is named with the remedy.
+#[test]
+fn a_cluster_ip_without_its_family_is_named() {
+    let spec = json!({"clusterIPs": ["10.96.0.1", "fd00::1"], "ipFamilies": ["IPv4"]});
+    let faults: Vec<String> = read(&spec, &json!({}))
+        .faults
+        .iter()
+        .map(|fault| format!("{}: {}", fault.field, fault.reason))
+        .collect();
+    assert_eq!(
+        faults,
+        ["spec.clusterIPs[1]: fd00::1 is not served, spec.ipFamilies does not say IPv6 in its place; \
+          list the families of spec.clusterIPs there, in their order"]
+    );
+}
+
+/// SEL-8: a name or number that a refused port had is free for a later one.
+#[test]
+fn a_refused_port_takes_nothing_from_a_later_one() {
+    let usable = |ports: Value| -> Vec<String> {
+        let service = read(&json!({"clusterIP": "10.96.0.1", "ports": ports}), &json!({}));
+        let all = service.ports.iter();
+        all.map(|port| format!("{} {} {}", port.name, port.port, port.node_port)).collect()
+    };
+    let number = json!([{"name": "a", "port": 80}, {"name": "b", "port": 80}, {"name": "b", "port": 81}]);
+    assert_eq!(usable(number), ["a 80 0", "b 81 0"]);
+    let name = json!([{"name": "a", "port": 80}, {"name": "a", "port": 81}, {"name": "b", "port": 81}]);
+    assert_eq!(usable(name), ["a 80 0", "b 81 0"]);
+    let node_port = json!([
+        {"name": "a", "port": 80}, {"name": "b", "port": 80, "nodePort": 30_000},
+        {"name": "c", "port": 81, "nodePort": 30_000},
+    ]);
+    assert_eq!(usable(node_port), ["a 80 0", "c 81 30000"]);
+}
+
+/// SP-4.
+#[rstest]
+#[case::absent(json!({}), TrafficPolicy::Cluster)]
+#[case::null(json!({"internalTrafficPolicy": null}), TrafficPolicy::Cluster)]
+#[case::empty(json!({"internalTrafficPolicy": ""}), TrafficPolicy::Cluster)]
+#[case::cluster(json!({"internalTrafficPolicy": "Cluster"}), TrafficPolicy::Cluster)]
+#[case::local(json!({"internalTrafficPolicy": "Local"}), TrafficPolicy::Local)]
+#[case::the_other_policy(json!({"externalTrafficPolicy": "Local"}), TrafficPolicy::Cluster)]
+fn an_absent_internal_policy_is_cluster(#[case] mut spec: Value, #[case] wanted: TrafficPolicy) {
+    spec["clusterIP"] = json!("10.96.0.1");
+    let service = read(&spec, &json!({}));
+    assert_eq!(service.internal_policy, wanted);
+    assert_eq!(*service.faults, []);
+}
+
+/// LB-3: the addresses of the status count: neither the one that was asked for, nor the type.
+#[test]
+fn the_addresses_of_the_status_count_whatever_the_spec_says() {
+    let status = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}});
+    for kind in ["LoadBalancer", "NodePort", "ClusterIP"] {
+        let mut spec = json!({
+            "type": kind, "clusterIP": "10.96.0.1", "loadBalancerIP": "203.0.113.9", "ports": [{"port": 80}],
+        });
+        assert_eq!(frontends(&spec, &status), ["10.96.0.1:80", "203.0.113.7:80"], "{kind}");
+        assert_eq!(frontends(&spec, &json!({})), ["10.96.0.1:80"], "{kind}");
+        assert_eq!(frontends(&spec, &json!({"loadBalancer": {}})), ["10.96.0.1:80"], "{kind}");
+        spec["loadBalancerIP"] = json!("203.0.113.7");
+        assert_eq!(frontends(&spec, &status), ["10.96.0.1:80", "203.0.113.7:80"], "{kind}");
+    }
+}
+
 /// DS-4: a family comes and goes without touching the other one.
 #[test]
 fn a_family_that_comes_changes_nothing_of_the_other_one() {
-    let spec = |ips: &[&str]| json!({"clusterIP": ips[0], "clusterIPs": ips, "ports": [{"port": 80}]});
+    let spec = |ips: &[&str]| {
+        let families = &["IPv4", "IPv6"][..ips.len()];
+        json!({"clusterIP": ips[0], "clusterIPs": ips, "ipFamilies": families, "ports": [{"port": 80}]})
+    };
     let context = NodeContext::new("n1".into());
     let single = compile(&read(&spec(&["10.96.0.1"]), &json!({})), [].into_iter(), &context);
     let dual = compile(&read(&spec(&["10.96.0.1", "fd00::1"]), &json!({})), [].into_iter(), &context);
@@ -73,7 +158,7 @@ fn an_external_ip_of_nobody_is_served() {
     assert_eq!(frontends(&spec, &json!({})), ["10.96.0.1:80", "203.0.113.7:80"]);
 }
 
-/// NP-14, LB-3: a load balancer without node ports.
+/// NP-14: a load balancer without node ports.
 #[test]
 fn a_load_balancer_may_do_without_node_ports() {
     let spec = json!({

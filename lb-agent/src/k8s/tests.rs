@@ -39,14 +39,14 @@ fn faults(service: &Service) -> Vec<String> {
     service.faults.iter().map(|fault| format!("{}: {}", fault.field, fault.reason)).collect()
 }
 
-/// SP-1, SP-9, LB-1.
+/// SP-1, LB-1.
 #[test]
 fn every_field_that_steers_traffic_is_kept() {
     let service = read_service(json!({
         "metadata": {"name": "web", "namespace": "ns", "creationTimestamp": "2020-01-02T03:04:05Z"},
         "spec": {
             "type": "LoadBalancer",
-            "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"],
+            "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"], "ipFamilies": ["IPv4", "IPv6"],
             "externalIPs": ["192.0.2.2"],
             "loadBalancerSourceRanges": [" 198.51.100.0/24 "],
             "ports": [
@@ -90,7 +90,10 @@ fn every_field_that_steers_traffic_is_kept() {
 /// SEL-4, SEL-6: which cluster IPs a Service has.
 #[rstest]
 #[case::single(json!({"clusterIP": "10.96.0.1"}), "10.96.0.1", "")]
-#[case::dual(json!({"clusterIP": "fd00::1", "clusterIPs": ["fd00::1", "10.96.0.1"]}), "10.96.0.1", "fd00::1")]
+#[case::dual(
+    json!({"clusterIP": "fd00::1", "clusterIPs": ["fd00::1", "10.96.0.1"], "ipFamilies": ["IPv6", "IPv4"]}),
+    "10.96.0.1", "fd00::1"
+)]
 #[case::v6_only(json!({"clusterIP": "fd00::1", "clusterIPs": ["fd00::1"]}), "", "fd00::1")]
 #[case::headless(json!({"clusterIP": "None", "clusterIPs": ["None"]}), "", "")]
 #[case::headless_with_a_left_over_address(json!({"clusterIP": "None", "clusterIPs": ["10.96.0.1"]}), "", "")]
@@ -163,15 +166,42 @@ fn what_cannot_be_used_is_named(#[case] mut given: Value, #[case] want: &str) {
 
 /// SP-9.
 #[rstest]
-#[case::none(json!({}), 0)]
-#[case::explicit_none(json!({"sessionAffinity": "None"}), 0)]
-#[case::default(json!({"sessionAffinity": "ClientIP"}), 10_800)]
-#[case::longest(
-    json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 86400}}}), 86_400
-)]
-fn affinity_timeout(#[case] mut given: Value, #[case] want: u32) {
+#[case::absent(json!({}), 0)]
+#[case::none_has_no_timeout(json!({"sessionAffinity": "None", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}}), 0)]
+#[case::no_config(json!({"sessionAffinity": "ClientIP"}), 10_800)]
+#[case::no_timeout(json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {}}}), 10_800)]
+fn affinity_without_a_timeout(#[case] mut given: Value, #[case] want: u32) {
     given["clusterIP"] = "10.96.0.1".into();
-    assert_eq!(spec(&given).affinity_s, want);
+    let service = spec(&given);
+    assert_eq!((service.affinity_s, faults(&service)), (want, vec![]));
+}
+
+/// SP-9: 1 to 86400 seconds; anything else is named, and the default is used.
+#[test]
+fn affinity_timeouts() {
+    for (given, want) in [
+        (i32::MIN, 10_800),
+        (-1, 10_800),
+        (0, 10_800),
+        (1, 1),
+        (60, 60),
+        (86_400, 86_400),
+        (86_401, 10_800),
+        (i32::MAX, 10_800),
+    ] {
+        let service = spec(&json!({
+            "clusterIP": "10.96.0.1", "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": given}},
+        }));
+        assert_eq!(service.affinity_s, want, "{given}");
+        let named: &[String] = &faults(&service);
+        let is_wrong = !(1..=86_400).contains(&given);
+        assert_eq!(named.len(), usize::from(is_wrong), "{given}: {named:?}");
+        assert!(
+            named.iter().all(|fault| fault.contains(&format!("timeoutSeconds: {given} s is not in"))),
+            "{named:?}"
+        );
+    }
 }
 
 fn slice_of(address_type: &str, ports: &Value, endpoints: &Value) -> Value {
@@ -365,6 +395,7 @@ fn any_service() -> impl Strategy<Value = Value> {
         ("type", text().boxed()),
         ("clusterIP", text().boxed()),
         ("clusterIPs", texts().boxed()),
+        ("ipFamilies", texts().boxed()),
         ("externalIPs", texts().boxed()),
         ("loadBalancerSourceRanges", texts().boxed()),
         ("sessionAffinity", text().boxed()),

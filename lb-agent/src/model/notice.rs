@@ -65,6 +65,8 @@ pub enum Reason {
     OtherFamily(IpAddr),
     /// An address of a family in which the Service has no cluster IP (SEL-7).
     NoClusterIp(IpAddr),
+    /// A cluster IP whose family is not at its place in `spec.ipFamilies` (SEL-6).
+    FamilyNotListed(IpAddr),
     /// A second cluster IP of the same family.
     SecondClusterIp(IpAddr),
     /// Not in 1..=65535.
@@ -112,6 +114,13 @@ impl Reason {
             Self::NoClusterIp(addr) => {
                 write!(f, "{addr} is not served, the Service has no {} cluster IP", Family::of(addr))
             }
+            Self::FamilyNotListed(addr) => {
+                write!(
+                    f,
+                    "{addr} is not served, spec.ipFamilies does not say {} in its place",
+                    Family::of(addr)
+                )
+            }
             Self::SecondClusterIp(addr) => write!(f, "{addr} is a second {} cluster IP", Family::of(addr)),
             Self::PortOutOfRange(port) => write!(f, "port {port} is not in 1..=65535"),
             Self::NoHealthCheckPort => f.write_str(
@@ -142,6 +151,7 @@ impl Reason {
             Self::NoName => "give it one",
             Self::OtherFamily(_) => "put it into a slice of its own addressType",
             Self::NoClusterIp(_) => "add the family to spec.ipFamilies",
+            Self::FamilyNotListed(_) => "list the families of spec.clusterIPs there, in their order",
             Self::SecondClusterIp(_) => "keep one for each family",
             Self::PortOutOfRange(_) | Self::TimeoutOutOfRange(_) => "correct the number",
             Self::NoHealthCheckPort => {

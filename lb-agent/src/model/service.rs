@@ -141,7 +141,7 @@ pub struct Service {
     pub created_s: i64,
     /// `spec.type`.
     pub kind: ServiceType,
-    /// `spec.clusterIPs`, one per family.
+    /// `spec.clusterIPs` of the families in `spec.ipFamilies`, one for each (SEL-6).
     pub cluster_ips: ClusterIps,
     /// `spec.externalIPs`, both families.
     pub external_ips: Few<IpAddr>,

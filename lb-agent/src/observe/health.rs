@@ -275,7 +275,7 @@ mod tests {
         assert!(health.judge(begin + SECOND * 20_000).is_live());
     }
 
-    /// DS-1, HZ-2.
+    /// HZ-2.
     #[test]
     fn a_family_that_falls_behind_leaves_the_other_one_healthy() {
         let (health, begin) = (Health::default(), Instant::now());

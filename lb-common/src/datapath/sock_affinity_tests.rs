@@ -49,7 +49,7 @@ fn each_client_keeps_its_backend() {
     assert_eq!(web(&world, POD), first);
 }
 
-/// SA-10: without affinity, clients do not stay.
+/// Without affinity, clients do not stay: each choice is a random number (SA-10).
 #[test]
 fn without_affinity_nobody_stays() {
     let world = world();

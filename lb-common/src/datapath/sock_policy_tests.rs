@@ -30,7 +30,7 @@ fn ask(world: &MemTables, who: &str, proto: Proto, to: &str) -> String {
     word(connect(world, &mut socket, proto, at(to)))
 }
 
-/// NE-1 and the row "other port on an allocated ClusterIP" of 2.7; the order is that of 2.22.
+/// 2.7-other-ports. An address that no Service has is left alone, and packets go on where the routes lead (2.7).
 #[rstest]
 #[case::a_used_port_is_served("pod", Proto::TCP, "10.96.0.10:80", "10.1.0.1:8080")]
 #[case::an_unused_one_is_refused("pod", Proto::TCP, "10.96.0.10:81", "refuse")]
@@ -50,6 +50,25 @@ fn unused_ports_of_a_cluster_ip_are_refused(
     #[case] want: &str,
 ) {
     assert_eq!(ask(&with_other_ports(), who, proto, to), want);
+}
+
+/// 2.22-order: each address here is meant twice, and the earlier meaning counts. An address of this node with other ports to
+/// refuse is none of them: compile gives it none.
+#[rstest]
+#[case::source_ranges_before_an_empty_set("198.51.100.1:80", "pass")]
+#[case::an_exact_port_before_the_other_ports_of_its_address("10.96.0.10:80", "10.1.0.1:8080")]
+#[case::an_empty_exact_one_too("10.96.0.12:80", "refuse")]
+#[case::an_exact_port_before_a_node_port("172.18.0.9:30080", "10.1.0.9:9999")]
+#[case::other_ports_at_the_number_of_a_node_port("10.96.0.10:30080", "refuse")]
+#[case::a_node_port_at_another_address_of_this_node("172.18.0.2:30080", "10.1.0.1:8080")]
+#[case::nothing_else_at_an_address_of_this_node("172.18.0.9:81", "pass")]
+#[case::nothing_at_an_address_of_nobody("10.96.0.99:30080", "pass")]
+fn an_exact_port_comes_before_a_node_port_and_the_rest_of_an_address(#[case] to: &str, #[case] want: &str) {
+    let mut world = with_other_ports();
+    // The load-balancer address is of an empty Service, which refuses wherever its ranges let somebody in.
+    world.accept(FrontendKind::LoadBalancer, "198.51.100.1:80", Proto::TCP, 4);
+    world.services.get_mut(&ServiceId { index: 4 }).unwrap().flags = ServiceFlags::RESTRICTED;
+    assert_eq!(ask(&world, "pod", Proto::TCP, to), want);
 }
 
 /// NE-7: a datagram hears it from the hook, or by the address that refuses.

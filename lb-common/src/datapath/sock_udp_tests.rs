@@ -67,6 +67,22 @@ fn unconnected_udp_moves_when_its_backend_is_gone_and_stays_with_the_next_one() 
     assert_eq!(received(&mut socket, at("10.1.0.2:5353")), Some(at("10.96.0.10:53")));
 }
 
+/// 2.25-unconnected: what a backend has sent may arrive after it is gone, and after the socket has moved.
+#[test]
+fn a_late_reply_of_a_backend_that_is_gone_shows_the_frontend() {
+    let mut world = world();
+    let mut socket = MemSocket::in_pod(POD);
+    let to = at("10.96.0.10:53");
+    assert_eq!(word(send(&world, &mut socket, to)), "10.1.0.1:5353");
+    world.leave(2, "10.1.0.1:5353");
+    assert_eq!(received(&mut socket, at("10.1.0.1:5353")), Some(to));
+    world.choose(&[1], 2);
+    assert_eq!(word(send(&world, &mut socket, to)), "10.1.0.2:5353");
+    for backend in ["10.1.0.1:5353", "10.1.0.2:5353"] {
+        assert_eq!(received(&mut socket, at(backend)), Some(to), "{backend}");
+    }
+}
+
 #[test]
 fn an_id_that_has_another_owner_is_not_the_socket_s_backend() {
     let mut world = world();

@@ -133,7 +133,7 @@ fn an_own_node_that_is_missing_is_named_and_services_work_without_it() {
     world.wait_for_line(&["INFO", "no-node", "Node is there"]);
 }
 
-/// As a `DaemonSet`'s pod: token, certificate and address are where a kubelet puts them.
+/// BS-1. As a `DaemonSet`'s pod: token, certificate and address are where a kubelet puts them.
 #[test]
 fn a_pod_needs_nothing_but_its_service_account() {
     needs_cluster!();

@@ -35,7 +35,7 @@ pub(crate) fn expect(world: &World<'_>, namespace: &str, name: &str, reason: &st
     .unwrap_or_else(|error| panic!("{error:#}; log of the agent:\n{}", world.home.log()))
 }
 
-/// 2.23, HC-8, LB-8.
+/// 2.23-Starting, 2.23-FieldNotUsed, 2.23-FrontendContested, 2.23-FailedToStartServiceHealthcheck, HC-8, LB-8.
 #[test]
 fn what_cannot_be_programmed_is_an_event_on_its_service_and_a_start_one_on_the_node() {
     needs_cluster!();

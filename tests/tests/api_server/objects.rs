@@ -1,12 +1,14 @@
 //! What is written to the API server is programmed.
 
+use std::net::IpAddr;
+
 use lb_tests::control_plane::{ControlPlane, objects};
 use lb_tests::{needs_cluster, wait_for};
 use serde_json::{Value, json};
 
 use crate::world::{SOON, World, slices};
 
-/// Several Services, of one family and of both, with several ports and with none to serve them.
+/// 1.1-selectorless. Several Services, of one family and of both, with several ports and with none to serve them.
 #[test]
 fn what_exists_before_the_agent_is_programmed() {
     needs_cluster!();
@@ -60,6 +62,7 @@ fn an_added_service_is_reached_and_a_deleted_one_is_not() {
     traffic.end();
 }
 
+/// SEL-8: another number is a change of that port alone.
 #[test]
 fn a_changed_port_moves_the_frontend_and_leaves_the_other_ports_alone() {
     needs_cluster!();
@@ -119,7 +122,7 @@ fn a_service_with_the_label_of_another_proxy_or_of_headless_services_is_left_alo
     }
 }
 
-/// A Service cannot lose its cluster IP, so one that is headless was so from the beginning (SEL-4).
+/// A Service cannot lose its cluster IP, so one that is headless was so from the beginning (SEL-4). Its type can change (SEL-5).
 #[test]
 fn a_service_that_turns_into_a_name_is_removed_and_comes_back() {
     needs_cluster!();
@@ -134,6 +137,31 @@ fn a_service_that_turns_into_a_name_is_removed_and_comes_back() {
     world.expect_gone(1);
     world.namespace.apply(&world.service(1)).unwrap();
     world.expect(1, &[1]);
+}
+
+/// LB-3, LB-5: a load balancer writes the status and nothing else.
+#[test]
+fn addresses_follow_a_status_that_changes_alone() {
+    needs_cluster!();
+    let mut world = World::new(ControlPlane::shared(), "status");
+    let mut balanced = world.service(1);
+    balanced["spec"]["type"] = json!("LoadBalancer");
+    world.namespace.apply(&balanced).unwrap();
+    world.write_slices(1, &[1]);
+    world.start();
+    world.expect(1, &[1]);
+    let ips = [1, 2].map(|last| IpAddr::from([203, 0, 113, last]));
+    for served in [&ips[..1], &ips[1..], &[]] {
+        let texts: Vec<String> = served.iter().map(ToString::to_string).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        balanced["status"] = objects::load_balancer_status(&texts);
+        world.namespace.status(&balanced).unwrap();
+        for ip in ips {
+            let wanted = if served.contains(&ip) { "backend-1" } else { "TIMEOUT" };
+            world.expect_at((ip, 80).into(), wanted);
+        }
+        world.expect(1, &[1]);
+    }
 }
 
 /// ES-3, ES-14.

@@ -77,7 +77,7 @@ fn a_connection_that_leads_to_nobody_any_more_is_given_up() {
     traffic.end();
 }
 
-/// SY-1, SY-5.
+/// SY-1, SY-5, BS-7.
 #[test]
 fn an_agent_that_starts_before_the_api_server_waits_and_breaks_nothing_that_is_pinned() {
     needs_cluster!();
@@ -104,7 +104,7 @@ fn an_agent_that_starts_before_the_api_server_waits_and_breaks_nothing_that_is_p
     traffic.end();
 }
 
-/// In a pod the agent is told the address of the Service `kubernetes`, which it itself makes work.
+/// BS-6, BS-7. In a pod the agent is told the address of the Service `kubernetes`, which it itself makes work.
 #[test]
 fn an_agent_that_depends_on_its_own_work_finds_the_api_server_again() {
     needs_cluster!();

@@ -1,13 +1,12 @@
 //! Endpoints are those that the real EndpointSlice controller makes of Pods.
 
-use lb_tests::control_plane::{ControlPlane, Namespace};
-use lb_tests::needs_cluster;
+use lb_tests::control_plane::{ControlPlane, Namespace, objects};
+use lb_tests::{needs_cluster, wait_for};
 use serde_json::json;
 
-use crate::world::{World, pod};
+use crate::world::{SOON, World, pod};
 
-/// A Pod serves from the moment it is ready until it is not, is terminating, or is gone. TE-6: of a node that is lost nobody asks
-/// anything: its Pods become unready in the API.
+/// A Pod serves from the moment it is ready until it is not, is terminating, or is gone.
 #[test]
 fn ready_pods_serve_and_others_do_not() {
     needs_cluster!();
@@ -38,6 +37,47 @@ fn ready_pods_serve_and_others_do_not() {
     world.expect(1, &[]);
 }
 
+/// TE-6: nobody asks a node or a Pod whether it is there. What the API says of a lost Node does not count either, until the
+/// node controller, whose part the test plays, says that its Pods are not ready.
+#[test]
+fn a_pod_of_a_lost_node_serves_until_the_api_says_that_it_is_not_ready() {
+    needs_cluster!();
+    let mut world = World::new(ControlPlane::shared(), "lost");
+    let other = |is_ready: &str| {
+        let mut node = objects::node("lost-other", &["192.0.2.251"]);
+        node["status"]["conditions"][0]["status"] = json!(is_ready);
+        node
+    };
+    // Nobody is at its addresses.
+    let ips = ["10.1.255.99", "fd00:10:1:255::99"];
+    let lost = |ready: bool| objects::pod("pod-lost", "web", "lost-other", &ips, ready);
+    world.control_plane.apply(&other("True")).unwrap();
+    world.namespace.apply(&world.service_of(1, "web")).unwrap();
+    world.namespace.apply(&pod(&world, 1, "web", true)).unwrap();
+    world.start();
+    world.expect(1, &[1]);
+    let is_tried = |when: &str| {
+        wait_for(when, SOON, || match world.look((world.ips(1)[0], 80).into()) {
+            seen if seen == "backend-1 connect TIMEOUT" => Ok(()),
+            seen => Err(seen),
+        })
+        .unwrap();
+    };
+    world.namespace.apply(&lost(true)).unwrap();
+    is_tried("the Pod of the other Node to be met");
+    world.control_plane.apply(&other("Unknown")).unwrap();
+    // What comes later is programmed.
+    world.write(2, &[2]);
+    world.expect(2, &[2]);
+    is_tried("the Pod of the lost Node to be met all the same");
+    world.status(&lost(false));
+    world.expect(1, &[1]);
+    for object in [lost(false), pod(&world, 1, "web", true)] {
+        world.namespace.delete(&object).unwrap();
+    }
+    world.control_plane.delete(&other("Unknown")).unwrap();
+}
+
 /// The controller copies the label to the slices, so both vanish and both come back.
 #[test]
 fn a_label_of_a_service_takes_its_slices_along() {
@@ -50,7 +90,7 @@ fn a_label_of_a_service_takes_its_slices_along() {
     let label = "service.kubernetes.io/service-proxy-name";
     world.namespace.label(&world.service(1), &json!({label: "other"})).unwrap();
     world.expect_gone(1);
-    lb_tests::wait_until("labelled slices", crate::world::SOON, || {
+    lb_tests::wait_until("labelled slices", SOON, || {
         let slices = world.namespace.slices("service-1").unwrap();
         slices
             .iter()

@@ -220,11 +220,11 @@ fn a_service_becomes_dual_stack_and_single_stack_again() {
     world.expect(2, &[1]);
 }
 
-/// SEL-5, SEL-8: all types after one another. What a type leaves behind is gone.
+/// SEL-5: all types after one another. The NodePort goes with its type.
 #[test]
 fn a_service_changes_its_type() {
     needs_cluster!();
-    let mut world = World::new(ControlPlane::shared(), "types");
+    let mut world = World::new(ControlPlane::shared(), "all-types");
     world.write(1, &[1]);
     world.start();
     world.expect(1, &[1]);

@@ -260,6 +260,7 @@ fn a_renamed_port_forgets_which_client_had_which_backend() {
     assert_eq!(generation(), before.wrapping_add(1), "once");
 }
 
+/// SEL-8: another number is a change.
 #[test]
 fn a_renumbered_port_keeps_its_id_and_its_slots() {
     let maps = MemMaps::new(ROOMY);

@@ -17,8 +17,13 @@ impl Named {
         Self(Desired { name: ServiceName::new("ns", name), created_s, ports: Vec::new() })
     }
 
-    /// Adds a port with frontends (`10.0.0.1:80`, or `0.0.0.0:30000` for a NodePort) and a number of endpoints.
+    /// Adds a port with frontends (`10.0.0.1:80`, or `0.0.0.0:30000` for a NodePort), all of the family of the first one,
+    /// and a number of endpoints.
     pub(crate) fn port(mut self, name: &str, frontends: &[&str], endpoints: u16) -> Self {
+        let family = frontends.first().map_or(Family::V4, |first| {
+            let at: SocketAddr = first.parse().unwrap();
+            Family::of(&at.ip())
+        });
         let frontends = frontends.iter().enumerate().map(|(at, text)| {
             let at_addr: SocketAddr = text.parse().unwrap();
             let kind = match at {
@@ -30,15 +35,14 @@ impl Named {
         });
         let target = |number: u16| {
             let [high, low] = number.to_be_bytes();
-            Target { at: SocketAddr::new(IpAddr::from([10, 1, high, low]), 8080), terminating: false }
+            let addr: IpAddr = match family {
+                Family::V4 => [10, 1, high, low].into(),
+                Family::V6 => [0xfd00, 1, 0, 0, 0, 0, 0, number].into(),
+            };
+            Target { at: SocketAddr::new(addr, 8080), terminating: false }
         };
         self.0.ports.push(PortEntries {
-            key: PortKey {
-                service: self.0.name.clone(),
-                port: name.into(),
-                protocol: Protocol::Tcp,
-                family: Family::V4,
-            },
+            key: PortKey { service: self.0.name.clone(), port: name.into(), protocol: Protocol::Tcp, family },
             frontends: frontends.collect(),
             cluster: (0..endpoints).map(target).collect(),
             local: Vec::new(),

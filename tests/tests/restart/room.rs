@@ -1,6 +1,9 @@
 //! Maps that are too small.
 
+use std::net::SocketAddr;
+
 use lb_agent::maps::memory::MemGrace;
+use lb_agent::model::Family;
 use lb_agent::reconcile::NoRoom;
 use proptest::prelude::*;
 
@@ -48,6 +51,7 @@ fn rest(agent: &mut Driver, maps: &MemMaps) {
     panic!("grace period after grace period, and still {:?} wait", agent.later);
 }
 
+/// 2.25-map-full: named, and not half applied.
 #[test]
 fn each_full_map_is_named_and_the_others_stay_as_they_were() {
     let cases = [
@@ -68,6 +72,31 @@ fn each_full_map_is_named_and_the_others_stay_as_they_were() {
         assert!(outcome.later.is_empty() && outcome.again.is_empty(), "{no_room}: nothing would help");
         assert_eq!(outcome.writes, 0, "{no_room}");
         assert_eq!(raw(&maps), before, "{no_room}");
+    }
+}
+
+/// DS-1: both families share the maps, and what can fail in one is that its port finds no room.
+#[test]
+fn a_family_without_room_does_not_stop_the_other_one() {
+    for [small, large] in [["10.0.0.1:80", "[fd00::1]:80"], ["[fd00::1]:80", "10.0.0.1:80"]] {
+        let maps = MemMaps::new(Capacities { slots: 8, ..ROOMY });
+        let mut agent = Driver::start(maps.open()).unwrap();
+        let web = |fits, too_many| {
+            Named::new("web", 1).port("http", &[small], fits).port("http", &[large], too_many).desired()
+        };
+        for fits in [1, 2, 3, 0, 1] {
+            agent.put(web(fits, 20)).unwrap();
+            rest(&mut agent, &maps);
+            assert_eq!(lacks(&agent), [NoRoom::Slots(20)], "{large}");
+            let families: Vec<Family> = agent.left_out.keys().map(|port| port.family).collect();
+            assert_eq!(families, [Family::of(&large.parse::<SocketAddr>().unwrap().ip())]);
+            let meaning = meaning(&maps.open()).unwrap();
+            assert_eq!(meaning[&key(small)].used().len(), usize::from(fits), "{small}");
+            assert!(!meaning.contains_key(&key(large)), "{large}");
+        }
+        agent.put(web(1, 2)).unwrap();
+        rest(&mut agent, &maps);
+        assert_eq!(meaning(&maps.open()).unwrap()[&key(large)].used().len(), 2, "{large}");
     }
 }
 

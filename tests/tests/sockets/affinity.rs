@@ -9,7 +9,7 @@ use aya::maps::MapData;
 use lb_common::abi::maps;
 use lb_tests::agent::pinned;
 use lb_tests::probe::{Tcp, Udp};
-use lb_tests::{Agent, Probe, needs_root, wait_for, wait_until};
+use lb_tests::{Agent, Home, Probe, needs_root, wait_for, wait_until};
 use serde_json::{Value, json};
 
 use crate::park::{KINDS, Park, SHORT, SOON, cluster_ips, everywhere, objects};
@@ -103,7 +103,7 @@ fn room_for_clients_is_what_was_asked_for() {
     }
 }
 
-/// SA-13: each pod is a client of its own, and so is the host, whatever address anybody sees of it later (SA-8). SA-10: without affinity nobody is.
+/// SA-13: each pod is a client of its own.
 #[test]
 fn pods_are_clients_of_their_own() {
     needs_root!();
@@ -248,7 +248,60 @@ fn affinity_does_not_survive_maps_that_are_made_anew() {
     );
 }
 
-/// SA-6: what one node knows of a client, another does not need to: its map is its own.
+/// Choices of the test below.
+const CHOICES: u16 = 3000;
+
+/// Each count below has a binomial distribution of 3,000 choices and a chance of one third: 1,000 are expected, and the
+/// standard deviation is the root of 3,000 x 1/3 x 2/3, which is 25.8. More than 168 away, 6.5 deviations, is one count in
+/// 12 billion, so one of the four in 3 billion runs.
+const EXPECTED: std::ops::RangeInclusive<usize> = 832..=1168;
+
+/// SA-10: the kernel's random numbers, three backends: each has its share, and who was met last does not matter.
+#[test]
+fn without_affinity_the_choice_is_uniform_and_random() {
+    needs_root!();
+    let park = park("uniform", None);
+    let seen = met(&park.pod, cluster_ip(), usize::from(CHOICES));
+    let mut counts: Vec<(String, usize)> = ["backend-1", "backend-2", "backend-3"]
+        .map(|name| (name.to_owned(), seen.iter().filter(|server| **server == name).count()))
+        .into();
+    let again = seen.windows(2).filter(|pair| pair[0] == pair[1]).count();
+    counts.push(("the same as before".to_owned(), again));
+    assert!(counts.iter().all(|(_, count)| EXPECTED.contains(count)), "{counts:?}");
+}
+
+/// SA-6: one client, a namespace, whose processes are in the cgroups of two nodes: each node has its own choice, and neither
+/// disturbs the other one's. Nodes that share all 16 choices by chance do so once in 43 million times.
+#[test]
+fn nodes_choose_for_themselves() {
+    needs_root!();
+    let mut park = Park::new("nodes");
+    for n in [1, 2, 3] {
+        park.serve(n);
+    }
+    let other = Home::new("nodes-other").unwrap();
+    let services = 1..=16;
+    for n in services.clone() {
+        let objects = with_affinity(objects(n, &[1, 2, 3]), Some(10_800));
+        for home in [&park.home, &other] {
+            home.apply(&format!("service-{n}"), &objects).unwrap();
+        }
+    }
+    park.start(&[]);
+    let _agent = Agent::start(park.net.node(2), &other).unwrap();
+    let there = Probe::start("there", &park.client.netns, &park.net.node(2).cgroup).unwrap();
+    let each = |client: &Probe| -> Vec<String> {
+        let at = |n| SocketAddr::new(cluster_ips(n)[0], 80);
+        services.clone().flat_map(|n| met(client, at(n), 1)).collect()
+    };
+    let (first, second) = (each(&park.pod), each(&there));
+    assert_ne!(first, second);
+    for _ in 0..3 {
+        assert_eq!((each(&park.pod), each(&there)), (first.clone(), second.clone()));
+    }
+}
+
+/// SA-1: what a client has at one Service says nothing of another one.
 #[test]
 fn affinity_is_per_service_port() {
     needs_root!();

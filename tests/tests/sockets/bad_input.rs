@@ -103,7 +103,7 @@ fn a_foreign_map_under_our_name_is_left_where_it_is() {
     works(&park);
 }
 
-/// Sizes may be equal where meanings are not.
+/// 2.25-layout: sizes may be equal where meanings are not.
 #[test]
 fn maps_of_another_layout_are_not_touched() {
     needs_root!();

@@ -16,7 +16,7 @@ fn park(label: &str) -> Park {
     park
 }
 
-/// LB-4, DS-6: load-balancer addresses are served on the node, and IPv4 by sockets of both families.
+/// LB-4, DS-6, 1.2-protocols, 2.25-getpeername: load-balancer addresses are served on the node, and IPv4 by sockets of both families.
 #[test]
 fn every_kind_of_socket_reaches_every_kind_of_frontend_and_is_shown_it() {
     needs_root!();

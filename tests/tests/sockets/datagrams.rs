@@ -125,7 +125,7 @@ fn a_socket_remembers_four_frontends_and_can_use_more() {
     }
 }
 
-/// The same pods behind two Services: whom the application asked last is who answers.
+/// 2.25-unconnected: the same pods behind two Services: whom the application asked last is who answers.
 #[test]
 fn replies_show_the_right_frontend_also_when_two_share_a_backend() {
     needs_root!();

@@ -59,6 +59,7 @@ fn a_service_without_endpoints_refuses_by_address() {
     refuses(By::Address);
 }
 
+/// NE-1, NE-7.
 #[test]
 fn a_socket_that_is_bound_to_a_device_is_refused_by_hook() {
     needs_root!();
@@ -66,7 +67,7 @@ fn a_socket_that_is_bound_to_a_device_is_refused_by_hook() {
     refuses_bound_to_a_device(By::Hook);
 }
 
-/// As below kernel 5.18, where a hook cannot choose the error.
+/// NE-1: as below kernel 5.18, where a hook cannot choose the error.
 #[test]
 fn a_socket_that_is_bound_to_a_device_is_refused_without_bpf_set_retval() {
     needs_root!();
@@ -140,7 +141,7 @@ fn connected_udp_that_was_refused_can_connect_when_there_are_endpoints() {
 }
 
 /// No Service gets its first endpoint here: one gets an address, and another policy. While all its endpoints are on other
-/// nodes and its policy is Local, nobody answers (NE-2), and NE-1 does not hold.
+/// nodes and its policy is Local, nobody answers (NE-2), but at external addresses (2.8-node).
 #[test]
 fn connected_udp_is_freed_when_its_address_or_the_policy_changes() {
     needs_root!();

@@ -20,7 +20,7 @@ const ENOUGH: Duration = Duration::from_mins(2);
 /// Attempts of each load that have to succeed in each moment without an agent.
 const FEW: u64 = 10;
 
-/// SY-5.
+/// SY-5, 2.25-upgrade.
 #[test]
 fn no_connect_fails_while_the_agent_is_stopped_crashes_and_starts() {
     needs_root!();

@@ -20,6 +20,7 @@ fn served(probe: &Probe, expected: [bool; 2]) -> [bool; 2] {
     [tcp.is_ok(), udp.is_ok()]
 }
 
+/// 1.4-host-only, 2.25-kernel-sockets: hosts alone, pods alone, or neither.
 #[test]
 fn each_switch_of_socket_lb_leaves_exactly_those_sockets_alone() {
     needs_root!();
@@ -59,7 +60,7 @@ fn netns(park: &Park, args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Below kernel 5.14 the command asks a program which namespace is which.
+/// 2.25-mesh. Below kernel 5.14 the command asks a program which namespace is which.
 #[test]
 fn an_exempt_pod_is_left_alone_until_it_is_included() {
     needs_root!();

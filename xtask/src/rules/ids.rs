@@ -1,4 +1,4 @@
-//! Ids of rules in running text: `EP-3`, `MQ-8a`, `TP-2 to TP-6`.
+//! Ids of rules in running text: `EP-3`, `MQ-8a`, `TP-2 to TP-6`; `2.7-external` for what a section says without an id.
 
 use std::collections::BTreeSet;
 
@@ -28,7 +28,9 @@ impl Known {
         // The id right before the word `to`.
         let mut range_from: Option<usize> = None;
         let mut previous: Option<usize> = None;
-        for word in text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_')) {
+        for word in text.split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))) {
+            // The full stop of a sentence is no part of it.
+            let word = word.trim_matches('.');
             if word.is_empty() {
                 continue;
             }
@@ -64,8 +66,11 @@ impl Known {
     }
 
     fn looks_like_one(&self, word: &str) -> bool {
-        let Some((area, number)) = word.split_once('-') else { return false };
-        number.starts_with(|c: char| c.is_ascii_digit()) && self.ids.iter().any(|id| area_of(id) == area)
+        let Some((area, name)) = word.split_once('-') else { return false };
+        // A name follows a section's number: `2.7-2.8` are two sections.
+        let is_section = area.starts_with(|c: char| c.is_ascii_digit());
+        let begins = |c: char| if is_section { c.is_ascii_alphabetic() } else { c.is_ascii_digit() };
+        name.starts_with(begins) && self.ids.iter().any(|id| area_of(id) == area)
     }
 
     fn same_area(&self, first: usize, last: usize) -> bool {
@@ -73,7 +78,7 @@ impl Known {
     }
 }
 
-/// `EP` of `EP-3`.
+/// `EP` of `EP-3`, `2.7` of `2.7-external`.
 fn area_of(id: &str) -> &str {
     id.split('-').next().unwrap_or_default()
 }
@@ -108,6 +113,15 @@ mod tests {
     #[test]
     fn the_letter_of_a_part_means_its_rule_unless_the_rule_has_that_letter() {
         assert_eq!(named("CT-9a and MQ-8a").0, ["CT-9", "MQ-8a"]);
+    }
+
+    #[test]
+    fn what_a_section_says_has_its_number_and_a_name() {
+        let known = Known::new(["2.7-external", "2.7-other-ports"].map(str::to_owned));
+        let Named { ids, unknown } = known.named("2.7-other-ports: 2.7, 2.7-2.8, 12.7-x; see 2.7-external.");
+        assert_eq!(ids.into_iter().collect::<Vec<_>>(), ["2.7-external", "2.7-other-ports"]);
+        assert_eq!(unknown.len(), 0);
+        assert_eq!(known.named("2.7-others.").unknown.into_iter().collect::<Vec<_>>(), ["2.7-others"]);
     }
 
     #[test]

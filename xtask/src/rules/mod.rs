@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! tests/rules.txt          table.rs   the rules, which wait, which have no test yet
-//! comments of the tests    scan.rs    which tests name which ids (ids.rs)
+//! comments of the tests    scan.rs    which tests name which ids (ids.rs), whatever literals say (literals.rs)
 //!         |
 //!         v
 //! tests/RULES.md           both, for people; stale, it fails the check
 //! ```
 
 mod ids;
+mod literals;
 mod scan;
 mod table;
 
@@ -86,6 +87,9 @@ fn named(root: &Path, known: &Known) -> Result<(Tests, Vec<String>)> {
         };
         let place = |(line, word)| format!("{}:{line}: there is no rule {word}", path.display());
         problems.extend(found.unknown.into_iter().map(place));
+        let unseen =
+            |line| format!("{}:{line}: a bracket stays open, what follows was not read", path.display());
+        problems.extend(found.unclosed.map(unseen));
         for (test, ids) in found.tests {
             for id in ids {
                 tests.entry(id).or_default().push(test.clone());

@@ -1,10 +1,12 @@
 //! Which tests a source file has and what the comments above them say, line by line.
 //!
-//! rustfmt has made the files uniform, so lines are enough: an attribute, a comment, `fn` and `mod` each begin one.
+//! rustfmt has made the files uniform, so lines are enough once literals are blanked (`literals.rs`): an attribute, a
+//! comment, `fn` and `mod` each begin one.
 
 use std::path::{Component, Path};
 
 use super::ids::{Known, Named};
+use super::literals;
 
 /// What is in a source file.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -13,13 +15,18 @@ pub(super) struct Found {
     pub(super) tests: Vec<(String, Vec<String>)>,
     /// Line and word of ids that there are not, in comments anywhere.
     pub(super) unknown: Vec<(usize, String)>,
+    /// Line of the attribute that is still open at the end of the file: tests behind it were not seen.
+    pub(super) unclosed: Option<usize>,
 }
 
 /// Reads a Rust file. `module` is the path of its top ([`module_of`]).
 pub(super) fn rust(text: &str, module: &str, known: &Known) -> Found {
     let mut scanner = Scanner { known, blocks: Vec::new(), head: Head::default(), found: Found::default() };
-    for (number, line) in (1..).zip(text.lines()) {
+    for (number, line) in (1..).zip(literals::blanked(text).lines()) {
         scanner.line(number, line, module);
+    }
+    if scanner.head.open > 0 {
+        scanner.found.unclosed = Some(scanner.head.opened_at);
     }
     scanner.found
 }
@@ -74,8 +81,9 @@ struct Head {
     named: String,
     first_line: usize,
     is_test: bool,
-    /// Brackets of an attribute that are still open.
+    /// Brackets of an attribute that are still open, and the line where it begins.
     open: usize,
+    opened_at: usize,
 }
 
 /// A block that matters to what is inside.
@@ -104,6 +112,7 @@ impl Scanner<'_> {
         } else if let Some(attribute) = code.strip_prefix("#[") {
             self.head.is_test |= is_test(attribute);
             self.head.open = brackets(attribute, 1);
+            self.head.opened_at = number;
         } else {
             self.item(number, code, module);
             self.block(code, indent);
@@ -155,20 +164,14 @@ impl Scanner<'_> {
     }
 }
 
-/// How many brackets are open after `code`, of `open` before. Strings are skipped.
-fn brackets(code: &str, mut open: usize) -> usize {
-    let (mut in_string, mut escaped) = (false, false);
-    for c in code.chars() {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' if in_string => escaped = true,
-            '"' => in_string = !in_string,
-            '[' if !in_string => open += 1,
-            ']' if !in_string => open = open.saturating_sub(1),
-            _ => {}
-        }
-    }
-    open
+/// How many brackets are open after `code`, of `open` before. A comment counts for nothing.
+fn brackets(code: &str, open: usize) -> usize {
+    let code = code.split("//").next().unwrap_or_default();
+    code.chars().fold(open, |open, c| match c {
+        '[' => open + 1,
+        ']' => open.saturating_sub(1),
+        _ => open,
+    })
 }
 
 /// `test]`, `rstest]`, `tokio::test(..)]`
@@ -235,6 +238,34 @@ mod tests {
             "fn table(#[case] given: &str) {",
         ];
         assert_eq!(tests(&lines), ["top::table QQ-5"]);
+    }
+
+    /// As in `tests/tests/fuzz.rs`: everything below such a case went unseen.
+    #[test]
+    fn a_case_with_a_raw_string_of_several_lines_ends_with_its_bracket() {
+        let lines = [
+            "#[rstest]",
+            "#[case::raw(",
+            "    &[r#\"{\"ports\":[],",
+            "        // QQ-6 [ \"endpoints\":[]}\"#],",
+            "    b'[', '\\'', \"a",
+            "        [\", // [",
+            ")]",
+            "fn first<'a>(#[case] given: &[&'a str]) {",
+            "}",
+            "/// QQ-1.",
+            "#[test]",
+            "fn second() {",
+        ];
+        assert_eq!(tests(&lines), ["top::first", "top::second QQ-1"]);
+        assert_eq!(rust(&lines.join("\n"), "top", &known()).unclosed, None);
+    }
+
+    #[test]
+    fn a_bracket_that_stays_open_is_an_error_with_its_line() {
+        let text =
+            "#[test]\nfn one() {}\n#[case(\n    &[1],\n)\nfn two() {}\n/// QQ-1.\n#[test]\nfn three() {}\n";
+        assert_eq!(rust(text, "top", &known()).unclosed, Some(3));
     }
 
     #[test]

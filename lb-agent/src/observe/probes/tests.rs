@@ -165,7 +165,7 @@ fn recorder() -> (Recorder, tokio::sync::mpsc::Receiver<Note>) {
     Recorder::new(outlets().1)
 }
 
-/// HZ-9.
+/// HZ-9, 2.23-FailedToStartProxierHealthcheck.
 #[tokio::test]
 async fn an_address_that_is_taken_is_waited_for_or_ends_the_agent() {
     let (events, mut notes) = recorder();

@@ -196,7 +196,7 @@ fn a_service_that_was_left_out_has_no_receipt_until_it_has_room() {
     assert_eq!(outputs.committed(|_| true).len(), 1);
 }
 
-/// LB-8, 2.23.
+/// LB-8, 2.23-FieldNotUsed, 2.23-FrontendContested, 2.23-MapFull, 2.25-map-full.
 #[test]
 fn what_cannot_be_programmed_is_a_warning_on_its_service_with_field_and_remedy() {
     let (mut outputs, _outlets, mut notes) = outputs();

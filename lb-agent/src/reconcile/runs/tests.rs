@@ -297,6 +297,7 @@ fn a_run_whose_backend_is_not_alive_is_published_anew() {
     bench.assert_lists(bench.now.cluster, &targets, |_| Backend::IN_CLUSTER);
 }
 
+/// EP-6: what can be reached is everybody of both sets, each address and port once, also where none of the sets has all.
 #[test]
 fn one_endpoint_in_both_runs_is_one_backend() {
     let mut bench = Bench::new();
@@ -304,6 +305,11 @@ fn one_endpoint_in_both_runs_is_one_backend() {
     bench.perform(&planned);
     assert_eq!(bench.ids().len(), 2);
     bench.assert_lists(bench.now.local, &[target(2)], |_| Backend::IN_CLUSTER | Backend::IN_LOCAL);
+    let planned = bench.plan([Some(&[target(1), target(2)]), Some(&[target(2), target(3)])]).unwrap();
+    bench.perform(&planned);
+    assert_eq!((bench.ids().len(), bench.members().len()), (3, 3));
+    let reached: Vec<L4Addr> = bench.members().into_keys().collect();
+    assert_eq!(reached, [1, 2, 3].map(|number| L4Addr::from(target(number).at)));
 }
 
 #[test]

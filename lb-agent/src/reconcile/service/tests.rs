@@ -89,6 +89,7 @@ fn a_word_that_stays_is_not_written() {
     assert_eq!(states(&now, &next), [now, next]);
 }
 
+/// SA-5: whoever meets the new timeout meets the new generation.
 #[test]
 fn affinity_is_on_only_after_its_generation_is_new() {
     for policy in POLICIES {
@@ -100,6 +101,7 @@ fn affinity_is_on_only_after_its_generation_is_new() {
     }
 }
 
+/// SA-5: switched on it begins empty; another timeout keeps what there is (SA-7), and switched off it counts no more.
 #[test]
 fn the_generation_stays_but_when_affinity_is_switched_on_or_the_port_is_another_one() {
     for (before, after, is_new, raised) in [
