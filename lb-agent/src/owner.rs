@@ -46,7 +46,7 @@ use crate::{
         memory::Capacities,
         pin::{Content, PinDir, Staged},
     },
-    model::{ClusterState, Event, Notice, ServiceName},
+    model::{Change, ClusterState, Event, Notice, ServiceName},
     observe::Outlets,
     reconcile::{Contested, Desired, NoRoom, Outcome, Reconciler},
 };
@@ -231,7 +231,11 @@ impl Owner {
 
     fn take_object(&mut self, event: Event, stamp: Stamp) {
         self.outputs.took(&event, stamp);
-        let times = self.outputs.receipts().times(&event);
+        let known = match &event {
+            Event::Service(Change::Apply(service)) => self.state.service(&service.name),
+            _ => None,
+        };
+        let times = self.outputs.receipts().times(&event, known);
         let mut touched = BTreeSet::new();
         self.state.apply(event, &mut touched);
         self.outputs.receipts().begin(times, stamp.time, touched.iter());

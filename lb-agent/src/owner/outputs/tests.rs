@@ -111,7 +111,7 @@ fn a_pass_that_fails_tells_nothing_and_the_next_one_everything() {
     outlets.health.object_queued(&event, stamp.at);
     outlets.metrics.queued(&event, unix_s(stamp.time));
     outputs.took(&event, stamp);
-    let times = outputs.receipts().times(&event);
+    let times = outputs.receipts().times(&event, None);
     outputs.receipts().begin(times, stamp.time, [name()].iter());
     outputs.planned(&[name()]);
     outputs.failed(&anyhow::anyhow!("no memory"));
