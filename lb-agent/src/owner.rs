@@ -125,6 +125,7 @@ struct Running {
     attached: Vec<(&'static str, Attached)>,
     /// See [`load::Loaded::flush_log`].
     flush_log: Box<dyn FnMut() + Send>,
+    /// When the next full pass is due.
     full_pass: Instant,
     /// The maps may differ from what the reconciler believes.
     doubtful: bool,
@@ -378,7 +379,7 @@ impl Owner {
             capacities,
             attached: self.running.take().map_or_else(Vec::new, |before| before.attached),
             flush_log,
-            full_pass: Instant::now(),
+            full_pass: Instant::now() + FULL_PASS,
             doubtful: false,
         });
         self.addresses_changed = true;
@@ -405,7 +406,7 @@ impl Owner {
                 info!(writes = outcome.writes, "removed what belongs to no Service");
             }
             self.touched.extend(outcome.again);
-            running.full_pass = Instant::now();
+            running.full_pass = Instant::now() + FULL_PASS;
         }
         self.plan_touched()
     }
@@ -431,7 +432,7 @@ impl Owner {
             if self.last_error.take().is_some() {
                 info!("the maps are programmed again");
             }
-        } else if running.full_pass.elapsed() > FULL_PASS {
+        } else if Instant::now() >= running.full_pass {
             self.everything()?;
         } else {
             self.plan_touched()?;
@@ -587,3 +588,6 @@ impl Owner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

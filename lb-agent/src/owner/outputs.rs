@@ -258,8 +258,10 @@ impl Outputs {
 }
 
 impl Owner {
-    /// Nothing is done in this turn. After a failure nothing is settled (SY-3).
+    /// Nothing is done in this turn, but for the word to load balancers, which waits for no write (HZ-4). After a failure nothing
+    /// is settled (SY-3).
     pub(super) fn hold_back(&self) {
+        self.outputs.look_at_node(self.state.node());
         if self.last_error.is_none() {
             self.outputs.held_back();
         }

@@ -1,0 +1,209 @@
+//! The owner in turn over maps in memory: what it is told, what it writes then, and what others hear of it.
+
+use std::path::Path;
+
+use tokio::sync::mpsc::channel;
+
+use super::*;
+use crate::{
+    maps::memory::MemMaps,
+    model::{
+        Change, ClusterIps, Conditions, EndpointFacts, Family, Node, Protocol, Service, ServicePort,
+        SliceBuilder, SliceName, SlicePort,
+    },
+    observe::{
+        events::Note,
+        health::{Health, NodeState},
+        outlets,
+    },
+};
+
+/// Longer than any test.
+const FOR_EVER: Duration = Duration::from_hours(1);
+
+/// An owner that has started over maps in memory, which it cannot make larger.
+struct Turns {
+    owner: Owner,
+    outlets: Outlets,
+    notes: Receiver<Note>,
+    maps: MemMaps,
+    /// Keeps the channel open.
+    _sender: tokio::sync::mpsc::Sender<Message>,
+    _folder: tempfile::TempDir,
+}
+
+impl Turns {
+    fn new() -> Self {
+        Self::with(MemMaps::new(Capacities::default()), Duration::ZERO)
+    }
+
+    fn with(maps: MemMaps, min_sync_interval: Duration) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            node: "n1".into(),
+            cgroup: folder.path().to_owned(),
+            socket_lb: SocketLb::ALL,
+            switches: Switches { host_netns: 0, has_set_retval: false, has_mptcp: false },
+            node_ports: NodePortOptions::default(),
+            service_cidrs: Ranges::default(),
+            packets: PacketOptions::default(),
+            min_sync_interval,
+            resync_interval: Duration::from_secs(30),
+        };
+        let (sender, messages) = channel(16);
+        let mailbox = Mailbox { messages, sender: sender.downgrade() };
+        let (outlets, notes) = outlets(Path::new("/nowhere"), true, Health::default());
+        // Its runs end at once: this test program knows no such command.
+        let healer = Healer::start(folder.path().to_owned(), |_, _| ()).unwrap();
+        let pins = PinDir::for_memory(folder.path());
+        let mut owner = Owner::new(settings, pins, healer, outlets.clone(), mailbox);
+        let reconciler = Reconciler::restore(maps.open(), SocketLb::ALL).unwrap();
+        owner.running = Some(Running {
+            reconciler,
+            capacities: Capacities::default(),
+            attached: Vec::new(),
+            flush_log: Box::new(|| {}),
+            full_pass: Instant::now() + FOR_EVER,
+            doubtful: false,
+        });
+        owner.failed_growth = Some(Instant::now() + FOR_EVER);
+        Self { owner, outlets, notes: notes.unwrap(), maps, _sender: sender, _folder: folder }
+    }
+
+    fn tell(&mut self, event: Event) {
+        assert!(self.owner.take(Message::Object(event, Stamp::now())));
+    }
+
+    /// One turn.
+    fn work(&mut self) {
+        self.owner.work_if_due().unwrap();
+    }
+
+    fn tick(&mut self) {
+        assert!(self.owner.take(Message::Tick(Instant::now())));
+        self.work();
+    }
+
+    fn metric(&self, line: &str) -> Option<u64> {
+        let text = self.outlets.metrics.text().unwrap();
+        let value = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
+        value.map(|value| value.parse().unwrap())
+    }
+
+    /// Passes that did something, of this kind.
+    fn passes(&self, kind: &str) -> u64 {
+        self.metric(&format!("lbagent_sync_duration_seconds_count{{kind=\"{kind}\"}}")).unwrap()
+    }
+
+    /// What was told as Events, by reason.
+    fn told(&mut self, reason: &str) -> Vec<Note> {
+        core::iter::from_fn(|| self.notes.try_recv().ok()).filter(|note| note.reason == reason).collect()
+    }
+
+    fn receipts(&self) -> Vec<Receipt> {
+        self.owner.receipts(|_| true)
+    }
+}
+
+fn name(n: u8) -> ServiceName {
+    ServiceName::new("ns", &format!("s{n}"))
+}
+
+/// Service `n` at port `port`, created a minute from now: later than the start of the owner.
+fn service(n: u8, port: u16) -> Service {
+    let mut service = Service::new(name(n));
+    service.created_s = jiff::Timestamp::now().as_second() + 60;
+    service.cluster_ips = ClusterIps { v4: Some([10, 96, 0, n].into()), v6: None };
+    let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port, node_port: 0 };
+    service.ports = [port].into();
+    service
+}
+
+fn applied(service: &Service) -> Event {
+    Event::Service(Change::Apply(service.clone()))
+}
+
+/// Ready endpoints of Service `n` on this node.
+fn endpoints(n: u8, lasts: &[u8]) -> Event {
+    let mut slice = SliceBuilder::new(SliceName::new("ns", &format!("s{n}-1")), name(n), Family::V4);
+    slice.ports([SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }]);
+    for last in lasts {
+        slice.endpoint(&EndpointFacts {
+            addr: [10, 0, n, *last].into(),
+            conditions: Conditions::new(None, None, None),
+            node: Some("n1".into()),
+            zone_hints: Vec::new(),
+            node_hints: Vec::new(),
+        });
+    }
+    Event::Slice(Change::Apply(slice.build()))
+}
+
+fn deleted(n: u8) -> [Event; 2] {
+    let slice = SliceName::new("ns", &format!("s{n}-1"));
+    [Event::Service(Change::Delete(name(n))), Event::Slice(Change::Delete(slice))]
+}
+
+fn node(is_draining: bool) -> Event {
+    Event::Node(Change::Apply(Node { is_draining, ..Node::new("n1".into()) }))
+}
+
+/// ES-17: what the API says of a Service is when it was created, and that is no cause of a later change.
+#[test]
+fn the_time_of_its_creation_is_in_the_first_receipt_of_a_service_alone() {
+    let mut turns = Turns::new();
+    let first = service(1, 80);
+    turns.tell(applied(&first));
+    turns.work();
+    assert!(turns.receipts()[0].changed.is_some());
+    turns.tell(applied(&Service { created_s: first.created_s, ..service(1, 81) }));
+    turns.work();
+    assert_eq!(turns.receipts()[0].changed, None);
+    turns.tell(applied(&Service { created_s: first.created_s + 9, ..service(1, 81) }));
+    turns.work();
+    assert!(turns.receipts()[0].changed.is_some(), "made again while nobody looked");
+}
+
+/// HZ-4, HZ-8: whoever drains the node waits for no write.
+#[test]
+fn a_node_that_leaves_is_told_of_while_changes_are_held_back_and_after_a_failure() {
+    let mut turns = Turns::with(MemMaps::new(Capacities::default()), FOR_EVER);
+    turns.tell(node(false));
+    turns.tell(applied(&service(1, 80)));
+    turns.work();
+    assert_eq!(turns.outlets.health.node(), NodeState::Eligible);
+    turns.tell(applied(&service(2, 80)));
+    turns.tell(node(true));
+    turns.work();
+    assert_eq!(turns.receipts().len(), 1, "changes are held back (SY-2)");
+    assert_eq!(turns.outlets.health.node(), NodeState::Leaving);
+
+    let mut turns = Turns::new();
+    turns.maps.faults.fail_randomly(65_536, 1);
+    turns.tell(node(false));
+    turns.tell(applied(&service(1, 80)));
+    turns.work();
+    assert!(!turns.owner.retry.allows(Instant::now()), "in a pause after a failure");
+    turns.tell(node(true));
+    turns.work();
+    assert_eq!(turns.outlets.health.node(), NodeState::Leaving);
+}
+
+/// SY-4, SY-7.
+#[test]
+fn everything_is_planned_again_when_the_full_pass_is_due() {
+    let mut turns = Turns::new();
+    for n in [1, 2] {
+        turns.tell(applied(&service(n, 80)));
+    }
+    turns.work();
+    turns.tick();
+    assert_eq!((turns.passes("full"), turns.passes("partial")), (0, 1));
+    turns.owner.running.as_mut().unwrap().full_pass = Instant::now();
+    turns.tick();
+    assert_eq!((turns.passes("full"), turns.passes("partial")), (1, 1));
+    turns.tick();
+    assert_eq!(turns.passes("full"), 1, "not before the next one is due");
+    let due = turns.owner.running.as_ref().unwrap().full_pass;
+    assert!(due > Instant::now() + FULL_PASS / 2 && due <= Instant::now() + FULL_PASS);
+}
