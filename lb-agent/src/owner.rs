@@ -10,6 +10,7 @@
 
 mod addresses;
 mod health_port;
+mod left_out;
 mod need;
 mod outputs;
 mod pace;
@@ -48,9 +49,10 @@ use crate::{
     },
     model::{Change, ClusterState, Event, Notice, ServiceName},
     observe::Outlets,
-    reconcile::{Contested, Desired, NoRoom, Outcome, Reconciler},
+    reconcile::{Contested, Desired, Outcome, Reconciler},
 };
 use addresses::NodeAddresses;
+use left_out::LeftOut;
 use need::Need;
 use outputs::Outputs;
 use pace::{Pace, Retry};
@@ -155,7 +157,7 @@ pub struct Owner {
     running: Option<Running>,
     notices: BTreeMap<ServiceName, Vec<Notice>>,
     contested: BTreeMap<PortKey, Vec<Contested>>,
-    left_out: BTreeMap<PortKey, NoRoom>,
+    left_out: LeftOut,
     /// When the maps could not be made larger.
     failed_growth: Option<Instant>,
     last_error: Option<String>,
@@ -184,7 +186,7 @@ impl Owner {
             running: None,
             notices: BTreeMap::new(),
             contested: BTreeMap::new(),
-            left_out: BTreeMap::new(),
+            left_out: LeftOut::new(Instant::now()),
             failed_growth: None,
             last_error: None,
             waiting_since: Instant::now(),
@@ -217,12 +219,11 @@ impl Owner {
                 }
             }
             Message::Addresses(own) => self.take_own_addresses(own),
-            // What found no room may find it now.
-            Message::Grace | Message::Tick(_) => {
-                if let Message::Tick(at) = message {
-                    self.outputs.took_tick(at);
-                }
-                self.touched.extend(self.left_out.keys().map(|port| port.service.clone()));
+            // The pass asks what has room now.
+            Message::Grace => {}
+            Message::Tick(at) => {
+                self.outputs.took_tick(at);
+                self.touched.extend(self.left_out.due(at, self.settings.resync_interval));
             }
             Message::Ask(look) => look(self),
             Message::Stop => return false,
@@ -508,7 +509,7 @@ impl Owner {
         }
         self.outputs.planned(planned);
         let planned: BTreeSet<&ServiceName> = planned.iter().collect();
-        self.left_out.retain(|port, _| !planned.contains(&port.service));
+        self.left_out.planned(&planned, outcome.left_out, outcome.later);
         let before = core::mem::take(&mut self.contested);
         let (known, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
             before.into_iter().partition(|(port, _)| planned.contains(&port.service));
@@ -524,7 +525,6 @@ impl Owner {
             self.outputs.contested(&contested, is_new);
             self.contested.entry(contested.port.clone()).or_default().push(contested);
         }
-        self.left_out.extend(outcome.left_out);
         self.touched.extend(outcome.again);
         if outcome.opened_udp {
             self.healer.heal([]);
@@ -576,7 +576,7 @@ impl Owner {
         if self.addresses_changed {
             warn!("the addresses of this node have no room: NodePorts keep the last known ones");
         }
-        self.outputs.left_out(self.left_out.iter());
+        self.outputs.left_out(&self.left_out);
         for (port, no_room) in self.left_out.iter().take(MOST_NAMED) {
             warn!(service = %port.service, port = %port.port, %no_room, "service port left as it was");
         }

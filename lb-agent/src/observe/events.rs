@@ -94,6 +94,11 @@ impl Recorder {
         Self { notes: None, metrics }
     }
 
+    /// Whether at least half of the queue is free.
+    pub fn is_half_empty(&self) -> bool {
+        self.notes.as_ref().is_none_or(|notes| notes.capacity() >= QUEUE / 2)
+    }
+
     /// Leaves a note. Never waits: where the queue is full the note is dropped, and that is counted.
     pub fn record(&self, note: Note) {
         // Who could tell again uses the answer of `offer`.

@@ -2,17 +2,18 @@
 
 use std::path::Path;
 
+use lb_common::abi::maps;
 use tokio::sync::mpsc::channel;
 
 use super::*;
 use crate::{
-    maps::memory::MemMaps,
+    maps::memory::{MemGrace, MemMaps},
     model::{
         Change, ClusterIps, Conditions, EndpointFacts, Family, Node, Protocol, Service, ServicePort,
         SliceBuilder, SliceName, SlicePort,
     },
     observe::{
-        events::Note,
+        events::{Note, Subject},
         health::{Health, NodeState},
         outlets,
     },
@@ -206,4 +207,121 @@ fn everything_is_planned_again_when_the_full_pass_is_due() {
     assert_eq!(turns.passes("full"), 1, "not before the next one is due");
     let due = turns.owner.running.as_ref().unwrap().full_pass;
     assert!(due > Instant::now() + FULL_PASS / 2 && due <= Instant::now() + FULL_PASS);
+}
+
+/// Room for four backends: nobody has id 0.
+const FEW_BACKENDS: Capacities =
+    Capacities { frontends: 64, addresses: 4, services: 16, slots: 64, backends: 5 };
+
+/// SY-2, SY-3, 2.23: longer than one pause, by more than one attempt.
+#[test]
+fn a_write_that_keeps_failing_is_one_event_on_the_node_until_it_succeeds() {
+    let mut turns = Turns::new();
+    let attempt = |turns: &mut Turns| {
+        turns.owner.retry.succeeded();
+        turns.tick();
+    };
+    turns.tell(applied(&service(1, 80)));
+    turns.maps.faults.fail_randomly(65_536, 1);
+    turns.work();
+    for _ in 0..5 {
+        attempt(&mut turns);
+    }
+    assert_eq!(turns.metric("lbagent_sync_failures_total"), Some(6));
+    let told = turns.told("FailedToProgram");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((&told[0].subject, told[0].is_warning), (&Subject::Node, true));
+    for part in [maps::FRONTENDS, "ENOMEM", "not at all on this node", "/livez"] {
+        assert!(told[0].text.contains(part), "{part}: {}", told[0].text);
+    }
+    assert!(turns.owner.report().last_error.is_some_and(|error| error.contains(maps::FRONTENDS)));
+
+    turns.maps.faults.heal();
+    attempt(&mut turns);
+    assert_eq!(turns.owner.report().last_error, None);
+    assert_eq!(turns.receipts().len(), 1);
+    // It has come back.
+    turns.maps.faults.fail_randomly(65_536, 1);
+    turns.tell(applied(&service(2, 80)));
+    attempt(&mut turns);
+    assert_eq!(turns.told("FailedToProgram").len(), 1);
+}
+
+/// 2.23: a cause that found no place in the queue is told by the next attempt.
+#[test]
+fn a_full_queue_loses_no_cause() {
+    let mut turns = Turns::new();
+    while turns.outlets.events.offer(Note::starting()).is_ok() {}
+    turns.maps.faults.fail_randomly(65_536, 1);
+    turns.tell(applied(&service(1, 80)));
+    turns.work();
+    assert_eq!(turns.told("FailedToProgram").len(), 0);
+    turns.owner.retry.succeeded();
+    turns.tick();
+    assert_eq!(turns.told("FailedToProgram").len(), 1);
+}
+
+/// What has no room costs nothing while nothing makes room, and is there at once when something does.
+#[test]
+fn what_was_left_out_is_planned_again_when_there_may_be_room_and_not_with_each_tick() {
+    let mut turns = Turns::with(MemMaps::new(FEW_BACKENDS), Duration::ZERO);
+    for (n, lasts) in [(1, &[1, 2, 3][..]), (2, &[1, 2]), (3, &[1, 2])] {
+        turns.tell(applied(&service(n, 80)));
+        turns.tell(endpoints(n, lasts));
+        turns.work();
+    }
+    assert_eq!((turns.owner.left_out.len(), turns.receipts().len()), (2, 1));
+    let passes = turns.passes("partial");
+    for _ in 0..10 {
+        turns.tick();
+        assert!(turns.owner.take(Message::Grace));
+        turns.work();
+    }
+    assert_eq!(turns.passes("partial"), passes, "nothing was done");
+
+    // Something is given up. The ids come back after a grace period, which is over at once here.
+    for event in deleted(1) {
+        turns.tell(event);
+    }
+    turns.work();
+    assert!(turns.owner.take(Message::Grace));
+    turns.work();
+    assert_eq!((turns.owner.left_out.len(), turns.receipts().len()), (0, 2));
+
+    // And now and then all the same.
+    turns.tell(applied(&service(4, 80)));
+    turns.tell(endpoints(4, &[1]));
+    turns.work();
+    assert_eq!(turns.owner.left_out.len(), 1);
+    let passes = turns.passes("partial");
+    let later = Instant::now() + turns.owner.settings.resync_interval;
+    assert!(turns.owner.take(Message::Tick(later)));
+    turns.work();
+    assert_eq!(turns.passes("partial"), passes + 1);
+}
+
+/// ES-17: what waits for a grace period is not in the maps yet.
+#[test]
+fn what_waits_for_a_grace_period_is_certified_when_it_is_over() {
+    let grace = MemGrace::held();
+    let maps = MemMaps { grace: grace.clone(), ..MemMaps::new(FEW_BACKENDS) };
+    let mut turns = Turns::with(maps, Duration::ZERO);
+    turns.tell(applied(&service(1, 80)));
+    turns.tell(endpoints(1, &[1, 2, 3]));
+    turns.work();
+    let before = turns.receipts();
+    assert_eq!(before.len(), 1);
+    // Its three endpoints are replaced by three others.
+    turns.tell(endpoints(1, &[]));
+    turns.work();
+    let emptied = turns.receipts();
+    turns.tell(endpoints(1, &[4, 5, 6]));
+    turns.work();
+    assert_eq!(turns.owner.left_out.lack(&name(1)), left_out::Lack::Later);
+    assert_eq!(turns.receipts(), emptied, "it is not there yet");
+    grace.release();
+    assert!(turns.owner.take(Message::Grace));
+    turns.work();
+    assert_eq!(turns.owner.left_out.lack(&name(1)), left_out::Lack::Nothing);
+    assert_ne!(turns.receipts(), emptied);
 }

@@ -348,8 +348,7 @@ impl Metrics {
     /// A pass has failed.
     pub fn sync_failed(&self, error: &anyhow::Error) {
         self.sync_failures.inc();
-        if let Some(error) = error.chain().find_map(|cause| cause.downcast_ref::<MapError>()) {
-            let (map, errno) = map_errno(error);
+        if let Some((map, errno)) = map_errno(error) {
             self.map_errors.get_or_create(&[("map", map.to_owned()), ("errno", errno)]).inc();
         }
     }
@@ -463,13 +462,15 @@ const fn ip_family(family: Family) -> (&'static str, &'static str) {
     )
 }
 
-fn map_errno(error: &MapError) -> (&'static str, String) {
+/// Which map an error is about, and the name of the error number; nothing if it is about none.
+pub(crate) fn map_errno(error: &anyhow::Error) -> Option<(&'static str, String)> {
     let name = |errno: i32| format!("{:?}", Errno::from_raw(errno));
-    match error {
+    let error = error.chain().find_map(|cause| cause.downcast_ref::<MapError>())?;
+    Some(match error {
         MapError::Full { map, .. } => (map, name(libc::E2BIG)),
         MapError::Exists { map, .. } => (map, name(libc::EEXIST)),
         MapError::Kernel { map, errno, .. } => (map, errno.raw_os_error().map_or("none".to_owned(), name)),
-    }
+    })
 }
 
 fn count(number: usize) -> i64 {
