@@ -31,7 +31,7 @@ use crate::{
     model::Event,
     observe::{
         self, Outlets,
-        events::Note,
+        events::Recorded,
         health::Health,
         server::{Server, Sources},
     },
@@ -230,7 +230,7 @@ struct ToOwner {
     sender: Sender<Message>,
     outlets: Outlets,
     /// Events for the API server, if there is one.
-    notes: Option<Receiver<Note>>,
+    notes: Option<Receiver<Recorded>>,
 }
 
 /// Passes objects on to the owner, and notes it: an owner that does not take them is found by their age (HZ-2).

@@ -68,10 +68,10 @@ pub(super) struct Outputs {
     no_local: HashMap<ServiceName, NoLocal>,
     totals: NoLocal,
     receipts: Receipts,
-    /// What found no room in the queue of Events: a full pass tells it again if it still holds.
-    owed: BTreeSet<Note>,
+    /// What found no room in the queue of Events, and since when it holds: a full pass tells it again if it still does.
+    owed: BTreeMap<Note, Timestamp>,
     /// The same of the pass under way.
-    dropped: BTreeSet<Note>,
+    dropped: BTreeMap<Note, Timestamp>,
     /// Ports without room whose Service was told so.
     told_full: BTreeSet<PortKey>,
     /// Why writes have failed since the last success: map and error number. Each was told.
@@ -91,8 +91,8 @@ impl Outputs {
             no_local: HashMap::default(),
             totals: NoLocal::default(),
             receipts: Receipts::new(Timestamp::now()),
-            owed: BTreeSet::new(),
-            dropped: BTreeSet::new(),
+            owed: BTreeMap::new(),
+            dropped: BTreeMap::new(),
             told_full: BTreeSet::new(),
             causes: BTreeSet::new(),
         }
@@ -152,10 +152,11 @@ impl Outputs {
             return;
         }
         let note = note();
-        if (self.owed.remove(&note) || is_new)
-            && let Err(note) = self.outlets.events.offer(note)
+        let owed = self.owed.remove(&note);
+        if let Some(at) = owed.or_else(|| is_new.then(Timestamp::now))
+            && let Err(note) = self.outlets.events.offer(note, at)
         {
-            self.dropped.insert(note);
+            self.dropped.insert(note, at);
         }
     }
 
@@ -191,7 +192,7 @@ impl Outputs {
                 return;
             }
             if let Some(note) = map_full(ports)
-                && self.outlets.events.offer(note).is_err()
+                && self.outlets.events.offer(note, Timestamp::now()).is_err()
             {
                 return;
             }
@@ -211,7 +212,8 @@ impl Outputs {
         self.is_full = false;
         let cause = map_errno(error);
         let is_new = !self.causes.contains(&cause);
-        if is_new && self.outlets.events.offer(not_programmed(error, cause.as_ref())).is_ok() {
+        let note = || not_programmed(error, cause.as_ref());
+        if is_new && self.outlets.events.offer(note(), Timestamp::now()).is_ok() {
             self.causes.insert(cause);
         }
     }

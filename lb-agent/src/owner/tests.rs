@@ -13,7 +13,7 @@ use crate::{
         SliceBuilder, SliceName, SlicePort,
     },
     observe::{
-        events::{Note, Subject},
+        events::{Note, Recorded, Subject},
         health::{Health, NodeState},
         outlets,
     },
@@ -26,7 +26,7 @@ const FOR_EVER: Duration = Duration::from_hours(1);
 struct Turns {
     owner: Owner,
     outlets: Outlets,
-    notes: Receiver<Note>,
+    notes: Receiver<Recorded>,
     maps: MemMaps,
     /// Keeps the channel open.
     _sender: tokio::sync::mpsc::Sender<Message>,
@@ -98,7 +98,8 @@ impl Turns {
 
     /// What was told as Events, by reason.
     fn told(&mut self, reason: &str) -> Vec<Note> {
-        core::iter::from_fn(|| self.notes.try_recv().ok()).filter(|note| note.reason == reason).collect()
+        let told = core::iter::from_fn(|| Some(self.notes.try_recv().ok()?.note));
+        told.filter(|note| note.reason == reason).collect()
     }
 
     fn receipts(&self) -> Vec<Receipt> {
@@ -251,7 +252,7 @@ fn a_write_that_keeps_failing_is_one_event_on_the_node_until_it_succeeds() {
 #[test]
 fn a_full_queue_loses_no_cause() {
     let mut turns = Turns::new();
-    while turns.outlets.events.offer(Note::starting()).is_ok() {}
+    while turns.outlets.events.offer(Note::starting(), jiff::Timestamp::now()).is_ok() {}
     turns.maps.faults.fail_randomly(65_536, 1);
     turns.tell(applied(&service(1, 80)));
     turns.work();

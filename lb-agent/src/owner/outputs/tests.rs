@@ -10,7 +10,7 @@ use crate::{
         ServiceType, Slice, SliceBuilder, SliceName, SlicePort, TrafficPolicy, Trigger,
     },
     observe::{
-        events::Subject,
+        events::{Recorded, Subject},
         health::{Health, TIMEOUT},
         outlets,
     },
@@ -35,7 +35,7 @@ fn name() -> ServiceName {
     ServiceName::new("ns", "web")
 }
 
-fn outputs() -> (Outputs, Outlets, Receiver<Note>) {
+fn outputs() -> (Outputs, Outlets, Receiver<Recorded>) {
     let (outlets, notes) = outlets(Path::new("/nowhere"), true, Health::default());
     (Outputs::new(outlets.clone()), outlets, notes.unwrap())
 }
@@ -246,7 +246,7 @@ fn what_cannot_be_programmed_is_a_warning_on_its_service_with_field_and_remedy()
         ("FrontendContested", ["192.0.2.1:80", "ns/older", "give one of the two"]),
         ("MapFull", ["\"http\"", "lb_backends has no 3 free entries", "more memory"]),
     ] {
-        let note = notes.try_recv().unwrap();
+        let note = notes.try_recv().unwrap().note;
         assert_eq!((note.reason, note.is_warning), (reason, true));
         assert_eq!(note.subject, Subject::Service(name()));
         assert!(parts.iter().all(|part| note.text.contains(part)), "{}", note.text);
@@ -267,12 +267,13 @@ fn what_a_full_queue_dropped_is_told_by_a_full_pass_if_it_still_holds() {
     let (mut outputs, outlets, mut notes) = outputs();
     let state = ClusterState::new("n1".into());
     let notice = |port: i64| Notice::new(&name(), &Fault::new("spec.ports", Reason::PortOutOfRange(port)));
-    while outlets.events.offer(Note::starting()).is_ok() {}
+    while outlets.events.offer(Note::starting(), Timestamp::now()).is_ok() {}
     let known = [70_000, 70_001, 70_002].map(notice);
     for notice in &known {
         outputs.notice(notice, true);
     }
     succeed(&mut outputs, &state);
+    let dropped_by = Timestamp::now();
     while notes.try_recv().is_ok() {}
     let mut told = |outputs: &mut Outputs, is_full: bool, still: &[Notice]| {
         outputs.is_full = is_full;
@@ -280,7 +281,9 @@ fn what_a_full_queue_dropped_is_told_by_a_full_pass_if_it_still_holds() {
             outputs.notice(notice, false);
         }
         succeed(outputs, &state);
-        core::iter::from_fn(|| notes.try_recv().ok()).count()
+        let told: Vec<Recorded> = core::iter::from_fn(|| notes.try_recv().ok()).collect();
+        assert!(told.iter().all(|told| told.at <= dropped_by), "when it happened: {told:?}");
+        told.len()
     };
     assert_eq!(told(&mut outputs, false, &known), 0, "a pass over some Services");
     assert_eq!(told(&mut outputs, true, &known[1..]), 2, "the first does not hold any more");
@@ -299,10 +302,9 @@ fn every_service_without_room_is_told_of_once_and_again_when_another_port_of_it_
         let mut told = Vec::new();
         for _ in 0..10 {
             outputs.left_out(left_out);
-            assert!(outlets.events.offer(Note::starting()).is_ok(), "others find a place");
-            told.extend(
-                core::iter::from_fn(|| notes.try_recv().ok()).filter(|note| note.reason == "MapFull"),
-            );
+            assert!(outlets.events.offer(Note::starting(), Timestamp::now()).is_ok(), "others find a place");
+            let drained = core::iter::from_fn(|| Some(notes.try_recv().ok()?.note));
+            told.extend(drained.filter(|note| note.reason == "MapFull"));
         }
         told
     };
