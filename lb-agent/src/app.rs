@@ -217,9 +217,9 @@ async fn source(
     let access = Access { kubeconfig: args.kubeconfig.clone(), servers: args.api_server.clone() };
     let client = k8s::connect(&access).await?;
     if let Some(notes) = notes {
-        tokio::spawn(k8s::events::run(client.clone(), node, notes, metrics, stop.clone()));
+        tokio::spawn(k8s::events::run(client.clone(), node, notes, Arc::clone(&metrics), stop.clone()));
     }
-    let source = k8s::api::run(client, interest, events, stop);
+    let source = k8s::api::run(client, interest, events, metrics, stop);
     Ok(Box::pin(async {
         tokio::join!(source, forward);
     }))

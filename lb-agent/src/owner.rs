@@ -403,6 +403,7 @@ impl Owner {
         self.plan_touched()?;
         if let Some(running) = &mut self.running {
             let outcome = running.reconciler.remove_unclaimed()?;
+            self.outputs.writes += outcome.writes;
             if outcome.writes != 0 {
                 info!(writes = outcome.writes, "removed what belongs to no Service");
             }
@@ -446,7 +447,10 @@ impl Owner {
         let Some(running) = &mut self.running else { return Ok(()) };
         if self.addresses_changed {
             match running.reconciler.set_addresses(self.node_addresses.entries()) {
-                Ok(_) => self.addresses_changed = false,
+                Ok(writes) => {
+                    self.outputs.writes += writes;
+                    self.addresses_changed = false;
+                }
                 // Nothing was written, and the Services can go on: the map grows after them.
                 Err(MapError::Full { .. }) => {}
                 Err(error) => return Err(error.into()),
@@ -507,6 +511,7 @@ impl Owner {
         if outcome.writes != 0 {
             debug!(services = planned.len(), writes = outcome.writes, "services programmed");
         }
+        self.outputs.writes += outcome.writes;
         self.outputs.planned(planned);
         let planned: BTreeSet<&ServiceName> = planned.iter().collect();
         self.left_out.planned(&planned, outcome.left_out, outcome.later);

@@ -62,6 +62,8 @@ pub(super) struct Outputs {
     pub(super) is_full: bool,
     /// Something may count differently than others were told.
     has_news: bool,
+    /// Writes since the last success.
+    pub(super) writes: usize,
     /// Services that were written since the last success, and when.
     planned: BTreeMap<ServiceName, Timestamp>,
     health_ports: BTreeMap<ServiceName, HealthPort>,
@@ -86,6 +88,7 @@ impl Outputs {
             pending: Pending::default(),
             is_full: false,
             has_news: false,
+            writes: 0,
             planned: BTreeMap::new(),
             health_ports: BTreeMap::new(),
             no_local: HashMap::default(),
@@ -246,7 +249,8 @@ impl Outputs {
             }
         }
         if is_sync {
-            self.outlets.metrics.synced(self.is_full, began.elapsed().as_secs_f64(), unix_s(now));
+            let writes = core::mem::take(&mut self.writes);
+            self.outlets.metrics.synced(self.is_full, began.elapsed().as_secs_f64(), unix_s(now), writes);
         }
         if self.is_full {
             // All that holds was looked at: the rest does not hold any more.

@@ -288,6 +288,7 @@ fn what_was_left_out_is_planned_again_when_there_may_be_room_and_not_with_each_t
     assert!(turns.owner.take(Message::Grace));
     turns.work();
     assert_eq!((turns.owner.left_out.len(), turns.receipts().len()), (0, 2));
+    assert!(turns.metric("lbagent_last_sync_writes") > Some(0), "what the pass wrote");
 
     // And now and then all the same.
     turns.tell(applied(&service(4, 80)));
