@@ -68,8 +68,6 @@ const CHUNK: usize = 1000;
 const FULL_PASS: Duration = Duration::from_mins(5);
 /// Between two attempts to make the maps larger after one has failed.
 const GROW_AGAIN: Duration = Duration::from_secs(30);
-/// Service ports without room that are named in the log; all of them are in the status.
-const MOST_NAMED: usize = 20;
 /// Silence about a list that does not come.
 const WAITING: Duration = Duration::from_secs(30);
 
@@ -485,27 +483,6 @@ impl Owner {
         touched
     }
 
-    /// Compiles one Service and keeps what a person should hear of it.
-    fn compile(&mut self, name: &ServiceName) -> Desired {
-        let compiled = self.state.compile(name);
-        let known = self.notices.get(name).map_or(&[][..], Vec::as_slice);
-        for notice in &compiled.notices {
-            let is_new = !known.contains(notice);
-            if is_new {
-                warn!(service = %notice.service, field = %notice.field, reason = %notice.reason, "cannot use a field");
-            }
-            self.outputs.notice(notice, is_new);
-        }
-        self.outputs.compiled(name, &compiled.ports);
-        if compiled.notices.is_empty() {
-            self.notices.remove(name);
-        } else {
-            self.notices.insert(name.clone(), compiled.notices);
-        }
-        let created_s = self.state.service(name).map_or(i64::MAX, |service| service.created_s);
-        Desired { name: name.clone(), created_s, ports: compiled.ports }
-    }
-
     /// Keeps what a pass did not do.
     fn note(&mut self, planned: &[ServiceName], outcome: Outcome) {
         if outcome.writes != 0 {
@@ -572,24 +549,6 @@ impl Owner {
                 self.fail(&error);
                 Ok(())
             }
-        }
-    }
-
-    fn cannot_grow(&mut self, error: &anyhow::Error) {
-        self.failed_growth = Some(Instant::now());
-        error!(error = %format!("{error:#}"), again = ?GROW_AGAIN, "cannot grow the maps, what has no room is left as it was");
-        if self.addresses_changed {
-            warn!("the addresses of this node have no room: NodePorts keep the last known ones");
-        }
-        self.outputs.left_out(&self.left_out);
-        for (port, no_room) in self.left_out.iter().take(MOST_NAMED) {
-            warn!(service = %port.service, port = %port.port, %no_room, "service port left as it was");
-        }
-        if self.left_out.len() > MOST_NAMED {
-            warn!(
-                ports = self.left_out.len(),
-                "`lb-agent status` names all service ports that were left as they were"
-            );
         }
     }
 }

@@ -5,11 +5,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tracing::{error, warn};
+
+use super::{GROW_AGAIN, Owner};
 use crate::{
     compile::PortKey,
     model::{Family, Protocol, ServiceName},
     reconcile::NoRoom,
 };
+
+/// Service ports without room that are named in the log; all of them are in the status.
+const MOST_NAMED: usize = 20;
 
 /// See the module.
 pub(super) struct LeftOut {
@@ -106,6 +112,27 @@ impl LeftOut {
 
     pub(super) fn is_empty(&self) -> bool {
         self.ports.is_empty()
+    }
+}
+
+impl Owner {
+    /// Names what has no room, in the log and by Events.
+    pub(super) fn cannot_grow(&mut self, error: &anyhow::Error) {
+        self.failed_growth = Some(Instant::now());
+        error!(error = %format!("{error:#}"), again = ?GROW_AGAIN, "cannot grow the maps, what has no room is left as it was");
+        if self.addresses_changed {
+            warn!("the addresses of this node have no room: NodePorts keep the last known ones");
+        }
+        self.outputs.left_out(&self.left_out);
+        for (port, no_room) in self.left_out.iter().take(MOST_NAMED) {
+            warn!(service = %port.service, port = %port.port, %no_room, "service port left as it was");
+        }
+        if self.left_out.len() > MOST_NAMED {
+            warn!(
+                ports = self.left_out.len(),
+                "`lb-agent status` names all service ports that were left as they were"
+            );
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use tracing::warn;
 
 use super::{
     Owner,
@@ -26,7 +27,7 @@ use crate::{
         metrics::{Pending, Totals, map_errno},
         service_health::{HealthPort, ListenOn},
     },
-    reconcile::{Contested, NoRoom},
+    reconcile::{Contested, Desired, NoRoom},
 };
 
 /// When something was sent to the owner.
@@ -291,6 +292,27 @@ impl Outputs {
 }
 
 impl Owner {
+    /// Compiles one Service and keeps what a person should hear of it.
+    pub(super) fn compile(&mut self, name: &ServiceName) -> Desired {
+        let compiled = self.state.compile(name);
+        let known = self.notices.get(name).map_or(&[][..], Vec::as_slice);
+        for notice in &compiled.notices {
+            let is_new = !known.contains(notice);
+            if is_new {
+                warn!(service = %notice.service, field = %notice.field, reason = %notice.reason, "cannot use a field");
+            }
+            self.outputs.notice(notice, is_new);
+        }
+        self.outputs.compiled(name, &compiled.ports);
+        if compiled.notices.is_empty() {
+            self.notices.remove(name);
+        } else {
+            self.notices.insert(name.clone(), compiled.notices);
+        }
+        let created_s = self.state.service(name).map_or(i64::MAX, |service| service.created_s);
+        Desired { name: name.clone(), created_s, ports: compiled.ports }
+    }
+
     /// Nothing is done in this turn, but for the word to load balancers, which waits for no write (HZ-4). After a failure nothing
     /// is settled (SY-3).
     pub(super) fn hold_back(&self) {

@@ -191,7 +191,7 @@ fn a_node_that_leaves_is_told_of_while_changes_are_held_back_and_after_a_failure
     assert_eq!(turns.outlets.health.node(), NodeState::Leaving);
 }
 
-/// SY-4, SY-7.
+/// SY-4.
 #[test]
 fn everything_is_planned_again_when_the_full_pass_is_due() {
     let mut turns = Turns::new();

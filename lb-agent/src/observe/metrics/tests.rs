@@ -115,7 +115,7 @@ Its metrics have the prefix `kubeproxy_`, which is left out here, but for the ge
     page
 }
 
-/// CT-7, HZ-6, NE-6, ES-17.
+/// Semantics 3.3.
 #[test]
 fn every_metric_of_kube_proxy_has_its_place_here_or_a_reason() {
     let rows = rows(&everything());
