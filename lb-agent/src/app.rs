@@ -31,7 +31,7 @@ use crate::{
     model::Event,
     observe::{
         self, Outlets,
-        events::Note,
+        events::Recorded,
         health::Health,
         server::{Server, Sources},
     },
@@ -227,9 +227,9 @@ async fn source(
     let access = Access { kubeconfig: args.kubeconfig.clone(), servers: args.api_server.clone() };
     let client = k8s::connect(&access).await?;
     if let Some(notes) = notes {
-        tokio::spawn(k8s::events::run(client.clone(), node, notes, metrics, stop.clone()));
+        tokio::spawn(k8s::events::run(client.clone(), node, notes, Arc::clone(&metrics), stop.clone()));
     }
-    let source = k8s::api::run(client, interest, events, stop);
+    let source = k8s::api::run(client, interest, events, metrics, stop);
     Ok(Box::pin(async {
         tokio::join!(source, forward);
     }))
@@ -240,7 +240,7 @@ struct ToOwner {
     sender: Sender<Message>,
     outlets: Outlets,
     /// Events for the API server, if there is one.
-    notes: Option<Receiver<Note>>,
+    notes: Option<Receiver<Recorded>>,
 }
 
 /// Passes objects on to the owner, and notes it: an owner that does not take them is found by their age (HZ-2).

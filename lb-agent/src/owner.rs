@@ -9,7 +9,9 @@
 //! again and planning everything.
 
 mod addresses;
+mod gone;
 mod health_port;
+mod left_out;
 mod need;
 mod outputs;
 mod pace;
@@ -29,7 +31,7 @@ use std::{
 
 use anyhow::Context as _;
 use aya::Ebpf;
-use lb_common::abi::{L4Addr, SocketLb};
+use lb_common::abi::SocketLb;
 use tokio::sync::mpsc::{Receiver, WeakSender};
 use tracing::{debug, error, info, warn};
 
@@ -47,11 +49,12 @@ use crate::{
         memory::Capacities,
         pin::{Content, PinDir, Staged},
     },
-    model::{ClusterState, Event, Notice, ServiceName},
+    model::{Change, ClusterState, Event, Notice, ServiceName},
     observe::Outlets,
-    reconcile::{Contested, Desired, NoRoom, Outcome, Reconciler},
+    reconcile::{Contested, Desired, Outcome, Reconciler},
 };
 use addresses::NodeAddresses;
+use left_out::LeftOut;
 use need::Need;
 use outputs::Outputs;
 use pace::{Pace, Retry};
@@ -67,8 +70,6 @@ const CHUNK: usize = 1000;
 const FULL_PASS: Duration = Duration::from_mins(5);
 /// Between two attempts to make the maps larger after one has failed.
 const GROW_AGAIN: Duration = Duration::from_secs(30);
-/// Service ports without room that are named in the log; all of them are in the status.
-const MOST_NAMED: usize = 20;
 /// Silence about a list that does not come.
 const WAITING: Duration = Duration::from_secs(30);
 
@@ -128,6 +129,7 @@ struct Running {
     attached: Vec<(&'static str, Attached)>,
     /// See [`load::Loaded::flush_log`].
     flush_log: Box<dyn FnMut() + Send>,
+    /// When the next full pass is due.
     full_pass: Instant,
     /// The maps may differ from what the reconciler believes.
     doubtful: bool,
@@ -157,7 +159,7 @@ pub struct Owner {
     running: Option<Running>,
     notices: BTreeMap<ServiceName, Vec<Notice>>,
     contested: BTreeMap<PortKey, Vec<Contested>>,
-    left_out: BTreeMap<PortKey, NoRoom>,
+    left_out: LeftOut,
     /// Addresses of UDP backends that outlive their Service port.
     abandoned: BTreeMap<ServiceName, BTreeSet<SocketAddr>>,
     /// When the maps could not be made larger.
@@ -188,7 +190,7 @@ impl Owner {
             running: None,
             notices: BTreeMap::new(),
             contested: BTreeMap::new(),
-            left_out: BTreeMap::new(),
+            left_out: LeftOut::new(Instant::now()),
             abandoned: BTreeMap::new(),
             failed_growth: None,
             last_error: None,
@@ -222,12 +224,11 @@ impl Owner {
                 }
             }
             Message::Addresses(own) => self.take_own_addresses(own),
-            // What found no room may find it now.
-            Message::Grace | Message::Tick(_) => {
-                if let Message::Tick(at) = message {
-                    self.outputs.took_tick(at);
-                }
-                self.touched.extend(self.left_out.keys().map(|port| port.service.clone()));
+            // The pass asks what has room now.
+            Message::Grace => {}
+            Message::Tick(at) => {
+                self.outputs.took_tick(at);
+                self.touched.extend(self.left_out.due(at, self.settings.resync_interval));
             }
             Message::Ask(look) => look(self),
             Message::Stop => return false,
@@ -237,7 +238,11 @@ impl Owner {
 
     fn take_object(&mut self, event: Event, stamp: Stamp) {
         self.outputs.took(&event, stamp);
-        let times = self.outputs.receipts().times(&event);
+        let known = match &event {
+            Event::Service(Change::Apply(service)) => self.state.service(&service.name),
+            _ => None,
+        };
+        let times = self.outputs.receipts().times(&event, known);
         let mut touched = BTreeSet::new();
         self.state.apply(event, &mut touched);
         self.tell_of_unowned();
@@ -386,7 +391,7 @@ impl Owner {
             capacities,
             attached: self.running.take().map_or_else(Vec::new, |before| before.attached),
             flush_log,
-            full_pass: Instant::now(),
+            full_pass: Instant::now() + FULL_PASS,
             doubtful: false,
         });
         self.addresses_changed = true;
@@ -409,11 +414,12 @@ impl Owner {
         self.plan_touched()?;
         if let Some(running) = &mut self.running {
             let outcome = running.reconciler.remove_unclaimed()?;
+            self.outputs.writes += outcome.writes;
             if outcome.writes != 0 {
                 info!(writes = outcome.writes, "removed what belongs to no Service");
             }
             self.touched.extend(outcome.again);
-            running.full_pass = Instant::now();
+            running.full_pass = Instant::now() + FULL_PASS;
         }
         self.plan_touched()
     }
@@ -438,7 +444,7 @@ impl Owner {
             if self.last_error.take().is_some() {
                 info!("the maps are programmed again");
             }
-        } else if running.full_pass.elapsed() > FULL_PASS {
+        } else if Instant::now() >= running.full_pass {
             self.everything()?;
         } else {
             self.plan_touched()?;
@@ -446,39 +452,15 @@ impl Owner {
         Ok(())
     }
 
-    /// Lets sockets be freed whose backends are gone. One whose Service is gone keeps what it has for as long as a slice says that it
-    /// serves (NE-3): until then only those are freed whose frontend is another Service's by now.
-    fn heal_gone(&mut self, gone: Vec<L4Addr>, abandoned: Vec<(ServiceName, L4Addr)>) {
-        let mut suspects = Suspects::default();
-        suspects.gone.extend(gone.into_iter().map(SocketAddr::from));
-        let state = &self.state;
-        for name in &self.touched {
-            let Some(known) = self.abandoned.get_mut(name) else { continue };
-            suspects.gone.extend(known.extract_if(.., |at| !state.serves_udp(name, *at)));
-            if known.is_empty() {
-                self.abandoned.remove(name);
-            }
-        }
-        for (name, at) in abandoned {
-            let at = SocketAddr::from(at);
-            if state.serves_udp(&name, at) {
-                suspects.left.insert(at);
-                self.abandoned.entry(name).or_default().insert(at);
-            } else {
-                suspects.gone.insert(at);
-            }
-        }
-        if suspects != Suspects::default() {
-            self.healer.heal(suspects);
-        }
-    }
-
     /// Plans the touched Services until none is left.
     fn plan_touched(&mut self) -> anyhow::Result<()> {
         let Some(running) = &mut self.running else { return Ok(()) };
         if self.addresses_changed {
             match running.reconciler.set_addresses(self.node_addresses.entries()) {
-                Ok(_) => self.addresses_changed = false,
+                Ok(writes) => {
+                    self.outputs.writes += writes;
+                    self.addresses_changed = false;
+                }
                 // Nothing was written, and the Services can go on: the map grows after them.
                 Err(MapError::Full { .. }) => {}
                 Err(error) => return Err(error.into()),
@@ -513,35 +495,15 @@ impl Owner {
         touched
     }
 
-    /// Compiles one Service and keeps what a person should hear of it.
-    fn compile(&mut self, name: &ServiceName) -> Desired {
-        let compiled = self.state.compile(name);
-        let known = self.notices.get(name).map_or(&[][..], Vec::as_slice);
-        for notice in &compiled.notices {
-            let is_new = !known.contains(notice);
-            if is_new {
-                warn!(service = %notice.service, field = %notice.field, reason = %notice.reason, "cannot use a field");
-            }
-            self.outputs.notice(notice, is_new);
-        }
-        self.outputs.compiled(name, &compiled.ports);
-        if compiled.notices.is_empty() {
-            self.notices.remove(name);
-        } else {
-            self.notices.insert(name.clone(), compiled.notices);
-        }
-        let created_s = self.state.service(name).map_or(i64::MAX, |service| service.created_s);
-        Desired { name: name.clone(), created_s, ports: compiled.ports }
-    }
-
     /// Keeps what a pass did not do.
     fn note(&mut self, planned: &[ServiceName], outcome: Outcome) {
         if outcome.writes != 0 {
             debug!(services = planned.len(), writes = outcome.writes, "services programmed");
         }
+        self.outputs.writes += outcome.writes;
         self.outputs.planned(planned);
         let planned: BTreeSet<&ServiceName> = planned.iter().collect();
-        self.left_out.retain(|port, _| !planned.contains(&port.service));
+        self.left_out.planned(&planned, outcome.left_out, outcome.later);
         let before = core::mem::take(&mut self.contested);
         let (known, kept): (BTreeMap<_, _>, BTreeMap<_, _>) =
             before.into_iter().partition(|(port, _)| planned.contains(&port.service));
@@ -557,7 +519,6 @@ impl Owner {
             self.outputs.contested(&contested, is_new);
             self.contested.entry(contested.port.clone()).or_default().push(contested);
         }
-        self.left_out.extend(outcome.left_out);
         self.touched.extend(outcome.again);
         if outcome.opened_udp {
             // A frontend may have been another Service's, whose flows end now (CT-4).
@@ -609,22 +570,7 @@ impl Owner {
             }
         }
     }
-
-    fn cannot_grow(&mut self, error: &anyhow::Error) {
-        self.failed_growth = Some(Instant::now());
-        error!(error = %format!("{error:#}"), again = ?GROW_AGAIN, "cannot grow the maps, what has no room is left as it was");
-        if self.addresses_changed {
-            warn!("the addresses of this node have no room: NodePorts keep the last known ones");
-        }
-        self.outputs.left_out(self.left_out.iter());
-        for (port, no_room) in self.left_out.iter().take(MOST_NAMED) {
-            warn!(service = %port.service, port = %port.port, %no_room, "service port left as it was");
-        }
-        if self.left_out.len() > MOST_NAMED {
-            warn!(
-                ports = self.left_out.len(),
-                "`lb-agent status` names all service ports that were left as they were"
-            );
-        }
-    }
 }
+
+#[cfg(test)]
+mod tests;

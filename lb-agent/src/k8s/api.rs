@@ -24,11 +24,13 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::heard::heard;
 use super::outage::{Outages, is_break};
 use super::pace::paced;
 use super::select::{Interest, NOT_HEADLESS};
 use super::{Refused, namespace, node, service, service_cidr, slice::watched};
 use crate::model::{Change, Event, Names, ServiceName, SliceName};
+use crate::observe::metrics::Metrics;
 
 /// Pauses between attempts grow from the first to the second, and chance adds up to as much again. The longest is a third
 /// of client-go's: an attempt at a server that is away costs it nothing, and after its return every pause is added to the
@@ -49,18 +51,20 @@ const ASK_AGAIN: Duration = Duration::from_mins(10);
 /// Failures are retried for ever, with growing pauses; until a new list is complete nothing is deleted. Only what is of
 /// `interest` is asked for.
 ///
-/// Returns when `shutdown` is cancelled or nobody receives any more.
+/// Answers and failures are counted in `metrics`. Returns when `shutdown` is cancelled or nobody receives any more.
 pub async fn run(
     client: Client,
     interest: Arc<Interest>,
     events: mpsc::Sender<Event>,
+    metrics: Arc<Metrics>,
     shutdown: CancellationToken,
 ) {
+    let ask = |resource| paced(heard(client.clone(), resource, Arc::clone(&metrics)), pauses());
     let own_node = Arc::clone(&interest.own_node);
     let objects = Config::default().labels(&interest.label_selector()).page_size(PAGE);
     let services = Kind {
         name: "services",
-        api: Api::all(paced(client.clone(), pauses())),
+        api: Api::all(ask("services")),
         config: objects.clone().fields(NOT_HEADLESS),
         can_do_without_fields: true,
         is_optional: false,
@@ -68,7 +72,7 @@ pub async fn run(
     };
     let slices = Kind {
         name: "endpointslices",
-        api: Api::all(paced(client.clone(), pauses())),
+        api: Api::all(ask("endpointslices")),
         config: objects,
         can_do_without_fields: true,
         is_optional: false,
@@ -76,7 +80,7 @@ pub async fn run(
     };
     let nodes = Kind {
         name: "nodes",
-        api: Api::all(paced(client.clone(), pauses())),
+        api: Api::all(ask("nodes")),
         config: Config::default().fields(&format!("metadata.name={}", escaped(&own_node))),
         // Every Node of a large cluster, and each of their changes.
         can_do_without_fields: false,
@@ -86,7 +90,7 @@ pub async fn run(
     // Kubernetes 1.33; nothing that sockets need follows from them.
     let cidrs = Kind {
         name: "servicecidrs",
-        api: Api::all(paced(client, pauses())),
+        api: Api::all(ask("servicecidrs")),
         config: Config::default().page_size(PAGE),
         can_do_without_fields: true,
         is_optional: true,
@@ -96,7 +100,7 @@ pub async fn run(
     if events.send(Event::ServiceCidr(Change::Restart)).await.is_err() {
         return;
     }
-    let outages = Outages::default();
+    let outages = Outages::new(metrics);
     let mut presence = Presence { own_node, is_listed: false, is_there: None };
     let all = async {
         tokio::join!(
@@ -181,7 +185,7 @@ where
                     Err(error) => {
                         let next = self.after(&error, &mut refusals);
                         if next == Next::DoWithout {
-                            outages.ended(self.name);
+                            outages.done_without(self.name);
                             if !self.go_without(&error, &mut state, events, &mut names).await {
                                 return;
                             }

@@ -20,6 +20,8 @@ use super::connect::{LIMITS, connect_within};
 use super::transport::Limits;
 use super::{Access, Interest, api, connect};
 use crate::model::{Change, ClusterState, Event, Names, Reason, ServiceName, SliceName};
+use crate::observe::metrics::Metrics;
+use crate::owner::unix_s;
 
 const OWN_NODE: &str = "n1";
 
@@ -109,10 +111,15 @@ fn event(kind: &str, object: &Value) -> String {
     json!({"type": kind, "object": object}).to_string()
 }
 
+fn metrics() -> Arc<Metrics> {
+    Arc::new(Metrics::new(std::path::Path::new("/nowhere")))
+}
+
 /// A running source and the state that its events make.
 struct Running {
     events: mpsc::Receiver<Event>,
     state: ClusterState,
+    metrics: Arc<Metrics>,
     shutdown: CancellationToken,
     task: tokio::task::JoinHandle<()>,
 }
@@ -130,8 +137,9 @@ impl Running {
         let client = connect_within(&Access { kubeconfig: None, servers }, limits).await.unwrap();
         let (sender, events) = mpsc::channel(4);
         let shutdown = CancellationToken::new();
-        let task = tokio::spawn(api::run(client, Arc::new(interest), sender, shutdown.clone()));
-        Self { events, state: ClusterState::new(OWN_NODE.into()), shutdown, task }
+        let metrics = metrics();
+        let run = api::run(client, Arc::new(interest), sender, Arc::clone(&metrics), shutdown.clone());
+        Self { events, state: ClusterState::new(OWN_NODE.into()), metrics, shutdown, task: tokio::spawn(run) }
     }
 
     /// Takes in events until the state is complete and the services are as wanted.
@@ -272,6 +280,90 @@ async fn without_service_cidrs_the_rest_goes_on() {
     }
 }
 
+/// The value of a line of the metrics.
+fn value(metrics: &Metrics, line: &str) -> Option<f64> {
+    let text = metrics.text().unwrap();
+    let value = text.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(' '));
+    value.map(|value| value.parse().unwrap())
+}
+
+/// An operator sees by kind that the server is away, that it refuses, and when it was heard last: nothing else tells.
+#[tokio::test]
+async fn answers_failures_and_the_last_word_are_counted_by_kind() {
+    let begin = unix_s(jiff::Timestamp::now());
+    // One list fails; the first watch says a word and ends.
+    let stub = Stub::new(|is_watch, count, _| match (is_watch, count) {
+        (false, 0) => Some(refusal(500, "InternalError")),
+        (true, 0) => Some(Body::from(format!("{}\n", event("ADDED", &service("a")))).into_response()),
+        _ => None,
+    });
+    let mut running = Running::start(vec![stub.serve().await]).await;
+    running.until(&["a"]).await;
+    let metrics = Arc::clone(&running.metrics);
+    let of =
+        |what: &str, labels: &str| value(&metrics, &format!("lbagent_api_{what}{{resource=\"{labels}}}"));
+    let waited = async {
+        while of("requests_total", "services\",code=\"2xx\"") < Some(3.0) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waited).await.unwrap();
+    assert_eq!(of("requests_total", "services\",code=\"5xx\""), Some(1.0));
+    assert_eq!(of("requests_total", "nodes\",code=\"5xx\""), Some(0.0));
+    assert!(of("watch_failures_total", "services\"") >= Some(1.0));
+    assert_eq!(of("watch_failures_total", "nodes\""), Some(0.0));
+    for kind in ["services\"", "endpointslices\"", "nodes\"", "servicecidrs\""] {
+        assert!(of("last_heard_timestamp_seconds", kind) >= Some(begin), "{kind}");
+    }
+    running.stop().await;
+}
+
+/// A server without ServiceCIDRs is nobody's fault.
+#[tokio::test]
+async fn a_kind_that_the_server_does_not_have_is_not_missed() {
+    let stub = Stub::of("/apis/networking.k8s.io", |_, _, _| Some(refusal(404, "NotFound")));
+    let mut running = Running::start(vec![stub.serve().await]).await;
+    running.until(&[]).await;
+    let of = |what: &str| value(&running.metrics, &format!("lbagent_api_{what}"));
+    assert_eq!(of("requests_total{resource=\"servicecidrs\",code=\"4xx\"}"), Some(1.0));
+    assert_eq!(of("watch_failures_total{resource=\"servicecidrs\"}"), Some(0.0));
+    assert_eq!(of("last_heard_timestamp_seconds{resource=\"servicecidrs\"}"), None);
+    assert!(of("last_heard_timestamp_seconds{resource=\"services\"}").is_some());
+    running.stop().await;
+}
+
+/// A quiet watch says only that it is there: bookmarks.
+#[tokio::test]
+async fn a_bookmark_is_a_word_of_the_server() {
+    let stub = Stub::new(|is_watch, _, _| {
+        let bookmark = json!({"kind": "Service", "apiVersion": "v1", "metadata": {"resourceVersion": "9"}});
+        let line = format!("{}\n", event("BOOKMARK", &bookmark));
+        let late = futures::stream::once(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok::<_, std::io::Error>(line)
+        });
+        is_watch.then(|| Body::from_stream(late.chain(futures::stream::pending())).into_response())
+    });
+    let mut running = Running::start(vec![stub.serve().await]).await;
+    running.until(&[]).await;
+    let heard = || value(&running.metrics, "lbagent_api_last_heard_timestamp_seconds{resource=\"services\"}");
+    // The list, then the beginning of the watch.
+    let begun = async {
+        while stub.requests("/services?").iter().all(|request| !request.contains("watch=true")) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), begun).await.unwrap();
+    let begun = unix_s(jiff::Timestamp::now()) + 0.5;
+    let waited = async {
+        while heard() < Some(begun) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waited).await.unwrap();
+    running.stop().await;
+}
+
 /// Any name can be given on the command line. Without the selector every Node of the cluster would come.
 #[tokio::test]
 async fn an_odd_node_name_asks_for_no_other_node() {
@@ -281,7 +373,8 @@ async fn an_odd_node_name_asks_for_no_other_node() {
     let client = connect_within(&access, LIMITS).await.unwrap();
     let (sender, mut events) = mpsc::channel(4);
     let shutdown = CancellationToken::new();
-    let task = tokio::spawn(api::run(client, Arc::new(Interest::new(name.into())), sender, shutdown.clone()));
+    let interest = Arc::new(Interest::new(name.into()));
+    let task = tokio::spawn(api::run(client, interest, sender, metrics(), shutdown.clone()));
     let asked = async {
         while stub.requests("/nodes").len() < 2 {
             drop(tokio::time::timeout(Duration::from_millis(50), events.recv()).await);

@@ -27,7 +27,7 @@ use tracing::{debug, warn};
 use crate::{
     model::ServiceName,
     observe::{
-        events::{Admission, Budget, Filter, Note, Subject},
+        events::{Admission, Budget, Filter, Note, Recorded, Subject},
         metrics::{EventResult, Metrics},
     },
 };
@@ -48,7 +48,7 @@ const PAUSES: [Duration; 4] =
 pub async fn run(
     client: Client,
     node: Arc<str>,
-    mut notes: Receiver<Note>,
+    mut notes: Receiver<Recorded>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
@@ -76,52 +76,54 @@ struct Sending {
 }
 
 impl Sending {
-    async fn take(&mut self, note: &Note) {
-        let result = match self.filter.admit(note, Instant::now()) {
+    async fn take(&mut self, recorded: &Recorded) {
+        let result = match self.filter.admit(&recorded.note, Instant::now()) {
             Admission::Repeated => EventResult::Repeated,
             Admission::Limited => EventResult::Limited,
             Admission::Send => {
                 sleep(self.budget.pause(Instant::now(), random_share())).await;
-                self.send(note).await
+                self.send(recorded).await
             }
         };
         self.metrics.event(result);
     }
 
-    async fn send(&mut self, note: &Note) -> EventResult {
+    async fn send(&mut self, Recorded { note, at }: &Recorded) -> EventResult {
         let uid = match &note.subject {
             // The kubelet's Events and kube-proxy's have the name here, and kubectl looks for both.
             Subject::Node => Some(self.node.to_string()),
-            Subject::Service(name) => self.uid(name).await,
+            Subject::Service(name) => match insist(|| self.uid(name)).await {
+                Ok(uid) => uid,
+                // Better without than not at all.
+                Err(kube::Error::Api(status)) if is_final(status.code) => None,
+                Err(_) => return EventResult::Failed,
+            },
         };
-        let event = event(note, &self.node, uid, Timestamp::now());
+        let event = event(note, &self.node, uid, *at);
         let namespace = event.metadata.namespace.as_deref().unwrap_or(DEFAULT);
         let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
-        let mut pauses = PAUSES.into_iter();
-        loop {
-            match api.create(&PostParams::default(), &event).await {
-                Ok(_) => {
-                    self.has_warned = false;
-                    return EventResult::Sent;
+        match insist(|| async { api.create(&PostParams::default(), &event).await }).await {
+            Ok(_) => {
+                self.has_warned = false;
+                EventResult::Sent
+            }
+            Err(error) => {
+                if let kube::Error::Api(status) = &error
+                    && is_final(status.code)
+                {
+                    self.refused(status);
                 }
-                Err(kube::Error::Api(status)) if is_final(status.code) => {
-                    self.refused(&status);
-                    return EventResult::Failed;
-                }
-                Err(error) => {
-                    debug!(%error, "an Event was not taken");
-                    let Some(pause) = pauses.next() else { return EventResult::Failed };
-                    sleep(pause).await;
-                }
+                EventResult::Failed
             }
         }
     }
 
-    /// `kubectl describe` shows Events of this uid only. Listing is a right that the agent has anyway.
-    async fn uid(&self, name: &ServiceName) -> Option<String> {
+    /// `kubectl describe` shows Events of this uid only; a Service that is gone has none. Listing is a right that the agent has
+    /// anyway.
+    async fn uid(&self, name: &ServiceName) -> kube::Result<Option<String>> {
         let api: Api<Service> = Api::namespaced(self.client.clone(), &name.namespace);
         let one = ListParams::default().fields(&format!("metadata.name={}", name.name)).limit(1);
-        api.list_metadata(&one).await.ok()?.items.pop()?.metadata.uid
+        Ok(api.list_metadata(&one).await?.items.pop().and_then(|service| service.metadata.uid))
     }
 
     /// Said once until an Event is taken again, and not of what is nobody's fault: the namespace is going or gone, or the
@@ -145,6 +147,23 @@ impl Sending {
     }
 }
 
+/// Asks until the server answers, a few times.
+async fn insist<T, A: Future<Output = kube::Result<T>>>(ask: impl Fn() -> A) -> kube::Result<T> {
+    let mut pauses = PAUSES.into_iter();
+    loop {
+        let error = match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        if matches!(&error, kube::Error::Api(status) if is_final(status.code)) {
+            return Err(error);
+        }
+        debug!(%error, "an Event was not taken");
+        let Some(pause) = pauses.next() else { return Err(error) };
+        sleep(pause).await;
+    }
+}
+
 /// Whether the server will answer the same when it is asked again. 429 is its priority and fairness: "later".
 const fn is_final(code: u16) -> bool {
     code < 500 && code != 429
@@ -158,7 +177,7 @@ fn random_share() -> f64 {
 }
 
 /// The object. The node is in it, because every node may have the same to say of a Service.
-fn event(note: &Note, node: &str, uid: Option<String>, now: Timestamp) -> Event {
+fn event(note: &Note, node: &str, uid: Option<String>, at: Timestamp) -> Event {
     let (kind, namespace, name) = match &note.subject {
         Subject::Node => ("Node", None, node.to_owned()),
         Subject::Service(name) => ("Service", Some(name.namespace.to_string()), name.name.to_string()),
@@ -169,7 +188,7 @@ fn event(note: &Note, node: &str, uid: Option<String>, now: Timestamp) -> Event 
             generate_name: Some(format!("{name}-")),
             ..ObjectMeta::default()
         },
-        event_time: Some(MicroTime(now)),
+        event_time: Some(MicroTime(at)),
         type_: Some(if note.is_warning { "Warning" } else { "Normal" }.to_owned()),
         reason: Some(note.reason.to_owned()),
         action: Some(note.action.to_owned()),
@@ -194,35 +213,4 @@ fn cut(text: &str, most: usize) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_that_is_busy_is_asked_again() {
-        for (code, is) in [(400, true), (403, true), (409, true), (429, false), (500, false), (503, false)] {
-            assert_eq!(is_final(code), is, "{code}");
-        }
-        let shares: Vec<f64> = (0..20).map(|_| random_share()).collect();
-        assert!(shares.iter().all(|share| (0.0..1.0).contains(share)), "{shares:?}");
-        #[expect(clippy::float_cmp, reason = "equal bits are what is asked for")]
-        let all_equal = shares.iter().all(|share| *share == shares[0]);
-        assert!(!all_equal, "{shares:?}");
-    }
-
-    #[test]
-    fn an_event_names_its_object_and_the_node_that_sends_it() {
-        let name = ServiceName::new("shop", "web");
-        let note = Note::service(&name, "InvalidField", "Program", "é".repeat(1000));
-        let made = event(&note, "n1", Some("u".into()), Timestamp::UNIX_EPOCH);
-        let regarding = made.regarding.unwrap();
-        assert_eq!((regarding.kind.as_deref(), regarding.name.as_deref()), (Some("Service"), Some("web")));
-        assert_eq!((regarding.namespace.as_deref(), regarding.uid.as_deref()), (Some("shop"), Some("u")));
-        assert_eq!(made.metadata.namespace.as_deref(), Some("shop"));
-        assert_eq!(made.reporting_instance.as_deref(), Some("n1"));
-        assert_eq!(made.note.map(|note| note.len()), Some(1024));
-        let made = event(&Note::starting(), "n1", None, Timestamp::UNIX_EPOCH);
-        assert_eq!(made.metadata.namespace.as_deref(), Some("default"));
-        assert_eq!(made.regarding.unwrap().kind.as_deref(), Some("Node"));
-        assert_eq!((made.type_.as_deref(), made.reason.as_deref()), (Some("Normal"), Some("Starting")));
-    }
-}
+mod tests;

@@ -19,6 +19,7 @@ mod api_tests;
 mod connect;
 pub mod events;
 mod fields;
+mod heard;
 pub mod manifests;
 mod node;
 mod outage;

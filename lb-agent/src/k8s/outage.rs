@@ -6,7 +6,7 @@
 use core::error::Error;
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kube::runtime::watcher;
 use rustls::CertificateError;
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::connect::NoAnswer;
+use crate::observe::metrics::Metrics;
 
 /// Longest message of a server that is repeated, in characters: some proxies answer with a whole page.
 const LONGEST_MESSAGE: usize = 300;
@@ -31,8 +32,9 @@ const SERVICE_ADDRESS: &str =
     "the address is a Service's and needs a service proxy: give the API server's own one by --api-server";
 
 /// The kinds of objects that cannot be followed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Outages {
+    metrics: Arc<Metrics>,
     kinds: Mutex<BTreeMap<&'static str, Outage>>,
 }
 
@@ -45,8 +47,13 @@ struct Outage {
 }
 
 impl Outages {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics, kinds: Mutex::default() }
+    }
+
     /// A list or watch of `kind` has failed and will be tried again.
     pub(super) fn failed(&self, kind: &'static str, error: &watcher::Error) {
+        self.metrics.api_failed(kind);
         let (text, remedy) = (brief(error), remedy(error));
         let mut kinds = self.kinds();
         let known = kinds.get(kind);
@@ -80,6 +87,12 @@ impl Outages {
                 debug!(kind, ?after, "objects of this kind are watched again");
             }
         }
+    }
+
+    /// The server does not give `kind`, and that is well.
+    pub(super) fn done_without(&self, kind: &'static str) {
+        self.metrics.api_not_given(kind);
+        self.ended(kind);
     }
 
     /// Whether `kind` cannot be followed.
@@ -223,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_break_alone_is_no_outage() {
-        let outages = Outages::default();
+        let outages = Outages::new(Arc::new(Metrics::new(std::path::Path::new("/nowhere"))));
         outages
             .failed("services", &watcher::Error::WatchFailed(kube::Error::LinesCodecMaxLineLengthExceeded));
         assert!(!outages.has("services"));

@@ -181,6 +181,16 @@ impl PinDir {
         Ok(Self { root, _lock: lock })
     }
 
+    /// A folder that need not be on a bpffs, for owners of maps in memory.
+    ///
+    /// # Panics
+    /// If there is no such folder.
+    #[cfg(test)]
+    pub(crate) fn for_memory(root: &Path) -> Self {
+        let file = File::open(root).unwrap();
+        Self { root: root.to_owned(), _lock: lock(file, PATIENCE).unwrap() }
+    }
+
     /// Path of a map's pin.
     pub fn map(&self, name: &str) -> PathBuf {
         maps_folder(&self.root).join(name)

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::metrics::{EventResult, Metrics};
@@ -75,16 +76,25 @@ impl Note {
     }
 }
 
+/// A note on its way.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Recorded {
+    /// What is told.
+    pub note: Note,
+    /// When it happened, which may be long before it is sent.
+    pub at: Timestamp,
+}
+
 /// Takes notes; a clone takes them for the same queue.
 #[derive(Clone, Debug)]
 pub struct Recorder {
-    notes: Option<Sender<Note>>,
+    notes: Option<Sender<Recorded>>,
     metrics: Arc<Metrics>,
 }
 
 impl Recorder {
     /// A recorder, and the end of its queue.
-    pub fn new(metrics: Arc<Metrics>) -> (Self, Receiver<Note>) {
+    pub fn new(metrics: Arc<Metrics>) -> (Self, Receiver<Recorded>) {
         let (notes, queue) = channel(QUEUE);
         (Self { notes: Some(notes), metrics }, queue)
     }
@@ -94,21 +104,26 @@ impl Recorder {
         Self { notes: None, metrics }
     }
 
-    /// Leaves a note. Never waits: where the queue is full the note is dropped, and that is counted.
-    pub fn record(&self, note: Note) {
-        // Who could tell again uses the answer of `offer`.
-        let _dropped = self.offer(note);
+    /// Whether at least half of the queue is free.
+    pub fn is_half_empty(&self) -> bool {
+        self.notes.as_ref().is_none_or(|notes| notes.capacity() >= QUEUE / 2)
     }
 
-    /// The same; a note that was dropped comes back.
+    /// Leaves a note of what happens now. Never waits: where the queue is full the note is dropped, and that is counted.
+    pub fn record(&self, note: Note) {
+        // Who could tell again uses the answer of `offer`.
+        let _dropped = self.offer(note, Timestamp::now());
+    }
+
+    /// The same of what happened `at` some time; a note that was dropped comes back.
     ///
     /// # Errors
     /// The note, if the queue is full.
-    pub fn offer(&self, note: Note) -> Result<(), Note> {
+    pub fn offer(&self, note: Note, at: Timestamp) -> Result<(), Note> {
         let Some(notes) = &self.notes else { return Ok(()) };
-        notes.try_send(note).map_err(|error| {
+        notes.try_send(Recorded { note, at }).map_err(|error| {
             self.metrics.event(EventResult::Dropped);
-            error.into_inner()
+            error.into_inner().note
         })
     }
 }

@@ -32,7 +32,7 @@ use tokio::sync::{mpsc::Receiver, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::ObserveArgs;
-use events::{Note, Recorder};
+use events::{Note, Recorded, Recorder};
 use health::Health;
 use metrics::Metrics;
 use probes::{Place, Scraped};
@@ -58,7 +58,11 @@ pub struct Outlets {
 
 /// The outlets, and the Events to be sent, of which there are none without an API server. Counters of the programs are read
 /// from `pin_dir`.
-pub fn outlets(pin_dir: &Path, has_api_server: bool, health: Health) -> (Outlets, Option<Receiver<Note>>) {
+pub fn outlets(
+    pin_dir: &Path,
+    has_api_server: bool,
+    health: Health,
+) -> (Outlets, Option<Receiver<Recorded>>) {
     let metrics = Arc::new(Metrics::new(pin_dir));
     let (events, notes) = if has_api_server {
         let (events, notes) = Recorder::new(Arc::clone(&metrics));

@@ -19,6 +19,7 @@ use std::{
 };
 
 use http::{HeaderValue, Method, StatusCode};
+use jiff::Timestamp;
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
@@ -103,7 +104,15 @@ struct Served {
     wanted: HealthPort,
     sockets: BTreeMap<IpAddr, Socket>,
     /// Addresses that could not be listened on, and why.
-    failed: BTreeMap<IpAddr, String>,
+    failed: BTreeMap<IpAddr, Failure>,
+}
+
+/// Why an address cannot be listened on.
+struct Failure {
+    cause: String,
+    since: Timestamp,
+    /// The Event found a place in the queue.
+    is_told: bool,
 }
 
 /// All health check ports of this node.
@@ -215,19 +224,24 @@ impl Served {
     }
 }
 
-/// HC-8: said once for each cause, and tried again.
+/// HC-8: said once for each cause, and tried again. An Event that finds no place in the queue is left with the next attempt.
 fn fail(name: &ServiceName, served: &mut Served, addr: IpAddr, error: &io::Error, events: &Recorder) {
-    let (port, text) = (served.wanted.port, error.to_string());
-    if served.failed.insert(addr, text.clone()).as_ref() == Some(&text) {
-        return;
+    let (port, cause) = (served.wanted.port, error.to_string());
+    let known = served.failed.remove(&addr).filter(|known| known.cause == cause);
+    if known.is_none() {
+        error!(service = %name, %addr, port, %error, again = ?AGAIN, "cannot answer health checks, trying again");
     }
-    error!(service = %name, %addr, port, %error, again = ?AGAIN, "cannot answer health checks, trying again");
-    let at = SocketAddr::new(addr, port);
-    let text = format!(
-        "cannot listen on spec.healthCheckNodePort {at}: {text}; load balancers take this node for one without endpoints; \
-         end the process that uses the port (ss -ltnp)"
-    );
-    events.record(Note::service(name, "FailedToStartServiceHealthcheck", "Listen", text));
+    let mut failure = known.unwrap_or_else(|| Failure { cause, since: Timestamp::now(), is_told: false });
+    if !failure.is_told {
+        let at = SocketAddr::new(addr, port);
+        let text = format!(
+            "cannot listen on spec.healthCheckNodePort {at}: {error}; load balancers take this node for one without endpoints; \
+             end the process that uses the port (ss -ltnp)"
+        );
+        let note = Note::service(name, "FailedToStartServiceHealthcheck", "Listen", text);
+        failure.is_told = events.offer(note, failure.since).is_ok();
+    }
+    served.failed.insert(addr, failure);
 }
 
 fn open(

@@ -11,12 +11,22 @@ use crate::{
 };
 
 /// The health check port of a Service, if it has one now.
-pub(super) fn health_port(state: &ClusterState, name: &ServiceName) -> Option<HealthPort> {
+///
+/// In a family where a port of it found no room, marked in `has_no_room`, it tells of no endpoint: this node does not serve it, or
+/// as it was some time ago, and load balancers are to go to others (HC-4).
+pub(super) fn health_port(
+    state: &ClusterState,
+    name: &ServiceName,
+    has_no_room: [bool; 2],
+) -> Option<HealthPort> {
     let service = state.service(name)?;
     let port = wanted(service)?;
     let slices: Vec<&Slice> = state.serving_slices(name).collect();
-    let ready = Family::BOTH
-        .map(|family| service.cluster_ips.of(family).map(|_| local_ready(&slices, family, state.node())));
+    let ready = Family::BOTH.map(|family| {
+        let is_served = !has_no_room[family as usize];
+        let count = || if is_served { local_ready(&slices, family, state.node()) } else { 0 };
+        service.cluster_ips.of(family).map(|_| count())
+    });
     Some(HealthPort { port, ready })
 }
 
@@ -118,7 +128,7 @@ mod tests {
         for event in events {
             state.apply(event, &mut BTreeSet::new());
         }
-        health_port(&state, &ServiceName::new("ns", "s"))
+        health_port(&state, &ServiceName::new("ns", "s"), [false; 2])
     }
 
     const HTTP: &[(&str, u16)] = &[("http", 80)];
@@ -145,6 +155,20 @@ mod tests {
         let slices = slices.iter().enumerate().map(|(n, words)| slice(n, Family::V4, ports, words));
         let found = port_of(slices.chain([service(|_| ())])).unwrap();
         assert_eq!(found, HealthPort { port: 32_000, ready: [Some(wanted), Some(0)] });
+    }
+
+    /// HC-4.
+    #[test]
+    fn a_family_whose_ports_have_no_room_tells_of_no_endpoint() {
+        let mut state = ClusterState::new("n1".into());
+        let slices = [slice(4, Family::V4, HTTP, "1R1"), slice(6, Family::V6, HTTP, "1R1")];
+        for event in slices.into_iter().chain([service(|_| ())]) {
+            state.apply(event, &mut BTreeSet::new());
+        }
+        for (has_no_room, ready) in [([false, true], [1, 0]), ([true, false], [0, 1]), ([true; 2], [0; 2])] {
+            let found = health_port(&state, &ServiceName::new("ns", "s"), has_no_room).unwrap();
+            assert_eq!(found.ready, ready.map(Some));
+        }
     }
 
     /// HC-10.

@@ -8,10 +8,12 @@ use std::{
 };
 
 use jiff::Timestamp;
+use tracing::warn;
 
 use super::{
     Owner,
     health_port::health_port,
+    left_out::{Lack, LeftOut},
     receipts::{Receipt, Receipts},
 };
 use crate::{
@@ -22,10 +24,10 @@ use crate::{
         Outlets,
         events::Note,
         health::{NodeState, Settled},
-        metrics::{Pending, Totals},
+        metrics::{Pending, Totals, map_errno},
         service_health::{HealthPort, ListenOn},
     },
-    reconcile::{Contested, NoRoom},
+    reconcile::{Contested, Desired, NoRoom},
 };
 
 /// When something was sent to the owner.
@@ -48,6 +50,9 @@ impl Stamp {
 /// policy (NE-6).
 type NoLocal = [[usize; 2]; 2];
 
+/// Ports that are named in one Event: its text has an end.
+const MOST_PORTS: usize = 5;
+
 /// See the module.
 pub(super) struct Outputs {
     outlets: Outlets,
@@ -58,16 +63,22 @@ pub(super) struct Outputs {
     pub(super) is_full: bool,
     /// Something may count differently than others were told.
     has_news: bool,
+    /// Writes since the last success.
+    pub(super) writes: usize,
     /// Services that were written since the last success, and when.
     planned: BTreeMap<ServiceName, Timestamp>,
     health_ports: BTreeMap<ServiceName, HealthPort>,
     no_local: HashMap<ServiceName, NoLocal>,
     totals: NoLocal,
     receipts: Receipts,
-    /// What found no room in the queue of Events: a full pass tells it again if it still holds.
-    owed: BTreeSet<Note>,
+    /// What found no room in the queue of Events, and since when it holds: a full pass tells it again if it still does.
+    owed: BTreeMap<Note, Timestamp>,
     /// The same of the pass under way.
-    dropped: BTreeSet<Note>,
+    dropped: BTreeMap<Note, Timestamp>,
+    /// Ports without room whose Service was told so.
+    told_full: BTreeSet<PortKey>,
+    /// Why writes have failed since the last success: map and error number. Each was told.
+    causes: BTreeSet<Option<(&'static str, String)>>,
 }
 
 impl Outputs {
@@ -78,13 +89,16 @@ impl Outputs {
             pending: Pending::default(),
             is_full: false,
             has_news: false,
+            writes: 0,
             planned: BTreeMap::new(),
             health_ports: BTreeMap::new(),
             no_local: HashMap::default(),
             totals: NoLocal::default(),
             receipts: Receipts::new(Timestamp::now()),
-            owed: BTreeSet::new(),
-            dropped: BTreeSet::new(),
+            owed: BTreeMap::new(),
+            dropped: BTreeMap::new(),
+            told_full: BTreeSet::new(),
+            causes: BTreeSet::new(),
         }
     }
 
@@ -142,10 +156,11 @@ impl Outputs {
             return;
         }
         let note = note();
-        if (self.owed.remove(&note) || is_new)
-            && let Err(note) = self.outlets.events.offer(note)
+        let owed = self.owed.remove(&note);
+        if let Some(at) = owed.or_else(|| is_new.then(Timestamp::now))
+            && let Err(note) = self.outlets.events.offer(note, at)
         {
-            self.dropped.insert(note);
+            self.dropped.insert(note, at);
         }
     }
 
@@ -179,16 +194,27 @@ impl Outputs {
         self.tell(is_new, || Note::service(&contested.port.service, "FrontendContested", "Program", text()));
     }
 
-    /// Maps are full and cannot grow.
-    pub(super) fn left_out<'a>(&self, ports: impl Iterator<Item = (&'a PortKey, &'a NoRoom)>) {
-        for (port, no_room) in ports {
-            let text = format!(
-                "{} port {:?} is left as it was: {no_room} and cannot be made larger; give lb-agent more memory, it tries again \
-                 every half minute",
-                port.family,
-                port.port.as_str()
-            );
-            self.outlets.events.record(Note::service(&port.service, "MapFull", "Program", text));
+    /// Maps are full and cannot grow. This is called each half minute while that is so.
+    ///
+    /// Each Service is told of once, and again when a further port of it has no room. Who finds no place in the queue comes next
+    /// time: never those alone that are the first by name.
+    pub(super) fn left_out(&mut self, left_out: &LeftOut) {
+        self.told_full.retain(|port| left_out.contains(port));
+        let ports: Vec<(&PortKey, &NoRoom)> = left_out.iter().collect();
+        for ports in ports.chunk_by(|(one, _), (other, _)| one.service == other.service) {
+            if ports.iter().all(|(port, _)| self.told_full.contains(*port)) {
+                continue;
+            }
+            // The other half of the queue is for what else there is to tell.
+            if !self.outlets.events.is_half_empty() {
+                return;
+            }
+            if let Some(note) = map_full(ports)
+                && self.outlets.events.offer(note, Timestamp::now()).is_err()
+            {
+                return;
+            }
+            self.told_full.extend(ports.iter().map(|(port, _)| (*port).clone()));
         }
     }
 
@@ -198,10 +224,16 @@ impl Outputs {
         self.planned.extend(services.iter().map(|name| (name.clone(), now)));
     }
 
-    /// A pass has failed: nothing is settled.
+    /// A pass has failed: nothing is settled. The own Node is told once of each cause, not of each attempt, until one succeeds.
     pub(super) fn failed(&mut self, error: &anyhow::Error) {
         self.outlets.metrics.sync_failed(error);
         self.is_full = false;
+        let cause = map_errno(error);
+        let is_new = !self.causes.contains(&cause);
+        let note = || not_programmed(error, cause.as_ref());
+        if is_new && self.outlets.events.offer(note(), Timestamp::now()).is_ok() {
+            self.causes.insert(cause);
+        }
     }
 
     /// The own Node may have changed (HZ-4). One that was there and is gone was deleted.
@@ -212,18 +244,17 @@ impl Outputs {
 
     /// Everything that was taken is done, in a pass that began at `began`. `first` says that everything was programmed and
     /// attached by it for the first time.
-    fn succeeded(
-        &mut self,
-        state: &ClusterState,
-        left_out: &BTreeSet<&ServiceName>,
-        began: Instant,
-        first: bool,
-    ) {
+    fn succeeded(&mut self, state: &ClusterState, left_out: &LeftOut, began: Instant, first: bool) {
         let now = Timestamp::now();
         let is_sync = first || self.is_full || !self.planned.is_empty();
         for (name, written) in core::mem::take(&mut self.planned) {
-            self.tell_health_port(state, &name);
-            if left_out.contains(&name) {
+            let lack = left_out.lack(&name);
+            // It is planned again in a moment, and told of then.
+            if lack == Lack::Later {
+                continue;
+            }
+            self.tell_health_port(state, &name, lack);
+            if lack != Lack::Nothing {
                 continue;
             }
             // Before the programs were attached, what was written had no effect.
@@ -233,13 +264,15 @@ impl Outputs {
             }
         }
         if is_sync {
-            self.outlets.metrics.synced(self.is_full, began.elapsed().as_secs_f64(), unix_s(now));
+            let writes = core::mem::take(&mut self.writes);
+            self.outlets.metrics.synced(self.is_full, began.elapsed().as_secs_f64(), unix_s(now), writes);
         }
         if self.is_full {
             // All that holds was looked at: the rest does not hold any more.
             self.owed.clear();
         }
         self.owed.append(&mut self.dropped);
+        self.causes.clear();
         self.is_full = false;
         self.outlets.metrics.settled(core::mem::take(&mut self.pending));
         self.outlets.health.settled(Settled { updated: is_sync, ..self.settled }, now);
@@ -259,8 +292,9 @@ impl Outputs {
         self.outlets.health.settled(ticks, Timestamp::now());
     }
 
-    fn tell_health_port(&mut self, state: &ClusterState, name: &ServiceName) {
-        let wanted = health_port(state, name);
+    fn tell_health_port(&mut self, state: &ClusterState, name: &ServiceName, lack: Lack) {
+        let has_no_room = if let Lack::Room(families) = lack { families } else { [false; 2] };
+        let wanted = health_port(state, name, has_no_room);
         let before = match wanted {
             Some(wanted) => self.health_ports.insert(name.clone(), wanted),
             None => self.health_ports.remove(name),
@@ -272,8 +306,31 @@ impl Outputs {
 }
 
 impl Owner {
-    /// Nothing is done in this turn. After a failure nothing is settled (SY-3).
+    /// Compiles one Service and keeps what a person should hear of it.
+    pub(super) fn compile(&mut self, name: &ServiceName) -> Desired {
+        let compiled = self.state.compile(name);
+        let known = self.notices.get(name).map_or(&[][..], Vec::as_slice);
+        for notice in &compiled.notices {
+            let is_new = !known.contains(notice);
+            if is_new {
+                warn!(service = %notice.service, field = %notice.field, reason = %notice.reason, "cannot use a field");
+            }
+            self.outputs.notice(notice, is_new);
+        }
+        self.outputs.compiled(name, &compiled.ports);
+        if compiled.notices.is_empty() {
+            self.notices.remove(name);
+        } else {
+            self.notices.insert(name.clone(), compiled.notices);
+        }
+        let created_s = self.state.service(name).map_or(i64::MAX, |service| service.created_s);
+        Desired { name: name.clone(), created_s, ports: compiled.ports }
+    }
+
+    /// Nothing is done in this turn, but for the word to load balancers, which waits for no write (HZ-4). After a failure nothing
+    /// is settled (SY-3).
     pub(super) fn hold_back(&self) {
+        self.outputs.look_at_node(self.state.node());
         if self.last_error.is_none() {
             self.outputs.held_back();
         }
@@ -290,8 +347,7 @@ impl Owner {
         self.outputs.has_news |= first || !self.outputs.planned.is_empty() || self.outputs.is_full;
         // Counting everything takes longer than a small change: once a second is often enough.
         let is_due = self.outputs.has_news && (first || self.outputs.settled.ticks.is_some());
-        let left_out: BTreeSet<&ServiceName> = self.left_out.keys().map(|port| &port.service).collect();
-        self.outputs.succeeded(&self.state, &left_out, began, first);
+        self.outputs.succeeded(&self.state, &self.left_out, began, first);
         if is_due {
             self.outputs.has_news = false;
             self.outputs.outlets.metrics.set_totals(&Totals {
@@ -315,6 +371,35 @@ fn contested_text(contested: &Contested) -> String {
         contested.port.port.as_str(),
         contested.owner
     )
+}
+
+/// Ports of one Service that have no room.
+fn map_full(ports: &[(&PortKey, &NoRoom)]) -> Option<Note> {
+    let (first, _) = ports.first()?;
+    let named = ports.iter().take(MOST_PORTS);
+    let mut parts: Vec<String> = named
+        .map(|(port, no_room)| format!("{} port {:?}: {no_room}", port.family, port.port.as_str()))
+        .collect();
+    if ports.len() > MOST_PORTS {
+        parts.push(format!("and {} ports more", ports.len() - MOST_PORTS));
+    }
+    let text = format!(
+        "left as it was on this node, because the maps are full and cannot be made larger: give lb-agent more memory, it tries again \
+         every half minute; {}",
+        parts.join("; ")
+    );
+    Some(Note::service(&first.service, "MapFull", "Program", text))
+}
+
+/// What follows from a write that fails.
+fn not_programmed(error: &anyhow::Error, cause: Option<&(&'static str, String)>) -> Note {
+    let cause = cause.map_or_else(String::new, |(map, errno)| format!(" ({map}: {errno})"));
+    let text = format!(
+        "cannot program the Services{cause}: {error:#}; those that changed are served as before or not at all on this node until a \
+         write succeeds, which is tried again after growing pauses; if that goes on, /livez fails; `lb-agent status` shows the \
+         last error"
+    );
+    Note::node("FailedToProgram", "Program", text)
 }
 
 /// HZ-4.

@@ -1,7 +1,7 @@
 //! How long a change took from the API to the maps: one receipt per Service, for its latest change.
 //!
 //! ```text
-//! changed    the cause, as the API tells it: a slice's last-change-trigger-time (ES-17), or the creation of a Service
+//! changed    the cause, as the API tells it: a slice's last-change-trigger-time (ES-17), or the creation of a new Service
 //! received   decoded, on its way to the owner
 //! committed  in the maps, and programs attached that read them
 //! ```
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     hash::HashMap,
-    model::{Change, Event, Family, ServiceName},
+    model::{Change, Event, Family, Service, ServiceName},
 };
 
 /// Triggers of a family that one Service keeps while it waits, the first ones: without room it waits for long, and its
@@ -74,8 +74,8 @@ impl Receipts {
     }
 
     /// What an object says about the time of its change. What happened before this process was there says nothing about it
-    /// (ES-17).
-    pub(super) fn times(&self, event: &Event) -> Times {
+    /// (ES-17). `known` is the Service of that name as it was before.
+    pub(super) fn times(&self, event: &Event, known: Option<&Service>) -> Times {
         let is_ours = |time: &Timestamp| *time > self.started;
         match event {
             Event::Slice(Change::Apply(slice)) => {
@@ -87,8 +87,12 @@ impl Receipts {
             Event::Slice(Change::Delete(_) | Change::Refuse(..)) => {
                 Times { forgets: true, ..Times::default() }
             }
-            // Absent is i64::MAX, which is no time.
-            Event::Service(Change::Apply(service)) => {
+            // Nothing in a Service tells when it was changed, only when it was created. One that was deleted and made again
+            // without our seeing it has another time.
+            Event::Service(Change::Apply(service))
+                if known.is_none_or(|known| known.created_s != service.created_s) =>
+            {
+                // Absent is i64::MAX, which is no time.
                 let time = Timestamp::from_second(service.created_s).ok();
                 Times { changed: time.filter(is_ours), ..Times::default() }
             }
@@ -170,7 +174,7 @@ impl Receipts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Service, SliceBuilder, SliceName, Trigger};
+    use crate::model::{SliceBuilder, SliceName, Trigger};
 
     const STARTED_S: i64 = 1_000_000;
 
@@ -191,7 +195,7 @@ mod tests {
     fn took(events: &[Event]) -> (Vec<(Family, f64)>, Vec<Receipt>) {
         let mut receipts = Receipts::new(at(0));
         for (after, event) in (2..).zip(events) {
-            let times = receipts.times(event);
+            let times = receipts.times(event, None);
             receipts.begin(times, at(after), [name()].iter());
         }
         let took = receipts.commit(&name(), at(10), true).collect();
@@ -213,7 +217,7 @@ mod tests {
     fn a_service_that_waits_for_long_keeps_its_first_triggers() {
         let mut receipts = Receipts::new(at(0));
         for second in 1..1000 {
-            let times = receipts.times(&slice(Some(second)));
+            let times = receipts.times(&slice(Some(second)), None);
             receipts.begin(times, at(second), [name()].iter());
         }
         let v4 = Times { trigger: Some((Family::V4, at(1000))), ..Times::default() };
@@ -243,9 +247,26 @@ mod tests {
         assert_eq!((histogram, receipts[0].changed.as_deref()), (vec![], Some("1970-01-12T13:46:41Z")));
         assert_eq!(took(&[service(-500)]).1[0].changed, None);
         let mut receipts = Receipts::new(at(0));
-        receipts.begin(receipts.times(&service(1)), at(2), [name()].iter());
+        receipts.begin(receipts.times(&service(1), None), at(2), [name()].iter());
         assert_eq!(receipts.commit(&name(), at(3), true).count(), 0);
         assert_eq!(receipts.commit(&name(), at(4), false).count(), 0);
         assert_eq!(receipts.committed(|_| true), []);
+    }
+
+    /// ES-17: the time of its creation is no cause of a later change.
+    #[test]
+    fn a_later_change_of_a_service_has_no_time_unless_it_was_made_again() {
+        let service = |created_s| Service { created_s: STARTED_S + created_s, ..Service::new(name()) };
+        let mut receipts = Receipts::new(at(0));
+        let mut change = |known: Option<&Service>, next: &Service| {
+            let event = Event::Service(Change::Apply(next.clone()));
+            receipts.begin(receipts.times(&event, known), at(20), [name()].iter());
+            assert_eq!(receipts.commit(&name(), at(30), true).count(), 0);
+            receipts.committed(|_| true).remove(0).changed
+        };
+        let (first, second) = (service(1), service(9));
+        assert_eq!(change(None, &first).as_deref(), Some("1970-01-12T13:46:41Z"));
+        assert_eq!(change(Some(&first), &first), None, "another port");
+        assert_eq!(change(Some(&first), &second).as_deref(), Some("1970-01-12T13:46:49Z"));
     }
 }

@@ -1,13 +1,17 @@
 //! What an operator finds by `kubectl describe`: Events of the agent on its Node and on Services (2.23).
 
+use std::fs;
+
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, ListParams};
-use lb_tests::control_plane::ControlPlane;
+use lb_common::abi::maps;
+use lb_tests::agent::pinned;
+use lb_tests::control_plane::{ControlPlane, objects};
 use lb_tests::{needs_cluster, wait_for};
 use serde_json::json;
 
 use crate::access::{binding, rights, service_account};
-use crate::world::{SOON, World};
+use crate::world::{HEALTHZ, METRICS, SOON, World};
 
 /// Events of a Kubernetes namespace that an agent of node `node` has sent.
 fn events(control_plane: &ControlPlane, namespace: &str, node: &str) -> Vec<Event> {
@@ -91,6 +95,70 @@ fn what_cannot_be_programmed_is_an_event_on_its_service_and_a_start_one_on_the_n
     // Notes are sent in their order.
     expect(&world, &namespace, "service-6", "FrontendContested", &["192.0.2.78"]);
     assert_eq!(about("service-1"), 1);
+}
+
+/// 2.23, HZ-9.
+#[test]
+fn ports_of_the_agent_that_are_taken_are_events_on_the_node() {
+    needs_cluster!();
+    let mut world = World::new(ControlPlane::shared(), "taken");
+    let node = world.namespace.name().to_owned();
+    let _taken = [HEALTHZ, METRICS].map(|port| world.bind(port));
+    world.start();
+    for (reason, flag, port) in [
+        ("FailedToStartProxierHealthcheck", "--healthz-address", HEALTHZ),
+        ("FailedToStartMetricServer", "--metrics-address", METRICS),
+    ] {
+        let event = expect(&world, "default", &node, reason, &[flag, &port.to_string(), "in use"]);
+        assert_eq!(event.type_.as_deref(), Some("Warning"));
+        assert_eq!(event.regarding.unwrap().kind.as_deref(), Some("Node"));
+    }
+}
+
+/// 2.23: more endpoints than the maps have room for, and what stands in the way of bigger ones.
+#[test]
+fn a_service_without_room_is_an_event_on_it_and_fails_its_health_check() {
+    needs_cluster!();
+    let mut world = World::new(ControlPlane::shared(), "no-room");
+    let namespace = world.namespace.name().to_owned();
+    world.write(1, &[1]);
+    world.start();
+    world.expect(1, &[1]);
+    let block = pinned(&world.home, &format!("{}_next", maps::SLOTS));
+    fs::create_dir(&block).unwrap();
+    let port = 32_202;
+    let mut service = world.service(2);
+    service["spec"]["type"] = json!("LoadBalancer");
+    service["spec"]["externalTrafficPolicy"] = json!("Local");
+    service["spec"]["healthCheckNodePort"] = json!(port);
+    world.namespace.apply(&service).unwrap();
+    // The API takes a thousand in a slice.
+    for n in 0..5_u8 {
+        let ips: Vec<String> =
+            (0..1000_u16).map(|i| format!("10.9.{}.{}", u16::from(n) * 4 + i / 250, 1 + i % 250)).collect();
+        let ips: Vec<&str> = ips.iter().map(String::as_str).collect();
+        let mut slice = objects::slice(&format!("service-2-{n}"), "service-2", &ips, 8080);
+        for endpoint in slice["endpoints"].as_array_mut().unwrap() {
+            endpoint["nodeName"] = json!(namespace);
+        }
+        world.namespace.apply(&slice).unwrap();
+    }
+    let event = expect(&world, &namespace, "service-2", "MapFull", &[maps::SLOTS, "more memory", "IPv4"]);
+    assert!(event.regarding.unwrap().uid.is_some(), "kubectl describe looks for it");
+    // HC-4: it is not served as it should be.
+    let expect_code = |wanted| {
+        wait_for(&format!("{wanted} of the health check"), SOON, || {
+            match world.try_ask((world.own_addresses()[0], port).into(), "/") {
+                Ok(answer) if answer.code == wanted => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .unwrap();
+    };
+    expect_code(503);
+    world.expect(1, &[1]);
+    fs::remove_dir(&block).unwrap();
+    expect_code(200);
 }
 
 /// What the agent does does not depend on it.

@@ -1,6 +1,7 @@
 //! What is written to the API server is programmed.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use lb_tests::control_plane::{ControlPlane, objects};
 use lb_tests::{needs_cluster, wait_for};
@@ -41,6 +42,33 @@ fn what_exists_before_the_agent_is_programmed() {
     world.expect_port(4, 81, &[1]);
     world.expect_at((ipv6, 80).into(), "backend-2");
     world.expect_at((ipv4, 80).into(), "TIMEOUT");
+}
+
+/// SY-10: a second for each change on average, because one slow moment of a busy machine is none of the agent.
+#[test]
+fn a_slice_is_followed_within_a_second() {
+    const CHANGES: u32 = 40;
+    needs_cluster!();
+    let mut world = World::new(ControlPlane::shared(), "followed");
+    world.write(1, &[1]);
+    world.start();
+    world.expect(1, &[1]);
+    let to = (world.ips(1)[0], 80).into();
+    let mut took = Duration::ZERO;
+    for b in [2, 1].into_iter().cycle().take(CHANGES as usize) {
+        let [slice, _] = slices(1, &[b]);
+        world.namespace.apply(&slice).unwrap();
+        // What the API server takes itself is not the agent's.
+        let begin = Instant::now();
+        let wanted = format!("backend-{b}");
+        wait_for("the change", SOON, || match world.meets(to) {
+            met if met == wanted => Ok(()),
+            met => Err(met),
+        })
+        .unwrap();
+        took += begin.elapsed();
+    }
+    assert!(took < Duration::from_secs(1) * CHANGES, "{CHANGES} changes took {took:?}");
 }
 
 #[test]

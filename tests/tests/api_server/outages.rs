@@ -1,9 +1,11 @@
 //! Traffic outlives the API server and the agent, and what was missed is found.
 
-use lb_tests::control_plane::ControlPlane;
-use lb_tests::needs_cluster;
+use std::time::{Duration, Instant};
 
-use crate::world::{World, restartable};
+use lb_tests::control_plane::{ControlPlane, Trust};
+use lb_tests::{needs_cluster, wait_until};
+
+use crate::world::{HEALTHZ, METRICS, SOON, World, restartable};
 
 /// SY-8.
 #[test]
@@ -23,6 +25,41 @@ fn traffic_flows_while_the_api_server_restarts_and_later_changes_arrive() {
     world.expect(1, &[1, 2]);
     world.expect(2, &[3]);
     traffic.end();
+}
+
+/// SY-8, HZ-2: the outage is longer than the patience of an agent whose owner does not keep up. What shows it are metrics.
+#[test]
+fn health_stays_while_the_api_server_is_away() {
+    needs_cluster!();
+    let control_plane = restartable();
+    let mut world = World::new(&control_plane, "healthy");
+    world.write(1, &[1]);
+    let kubeconfig = control_plane.kubeconfig(&control_plane.node_urls()[0], Trust::Authority).unwrap();
+    // Twice this, and ten seconds at least.
+    world.spawn(&kubeconfig, &["--resync-interval=1s"]);
+    let patience = Duration::from_secs(10);
+    world.wait_ready();
+    world.expect(1, &[1]);
+    let both = || ["/healthz", "/livez"].map(|path| world.ask(HEALTHZ, path).code);
+    wait_until("a healthy agent", SOON, || both() == [200; 2]).unwrap();
+
+    control_plane.stop_api_server();
+    let lost = "lbagent_api_requests_total{resource=\"services\",code=\"none\"} ";
+    let unanswered = || {
+        let text = world.ask(METRICS, "/metrics").body;
+        let line = text.lines().find_map(|line| line.strip_prefix(lost)).map(str::to_owned);
+        line.unwrap_or_else(|| panic!("no {lost} in {text}"))
+    };
+    wait_until("a request without an answer", SOON, || unanswered() != "0").unwrap();
+    let begin = Instant::now();
+    while begin.elapsed() < patience + patience / 2 {
+        assert_eq!(both(), [200; 2], "after {:?}; log of the agent:\n{}", begin.elapsed(), world.home.log());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    control_plane.start_api_server().unwrap();
+    world.write(1, &[2]);
+    world.expect(1, &[2]);
+    assert_eq!(both(), [200; 2]);
 }
 
 /// SY-9: the connection breaks without a word, and the version that was last seen is too old afterwards: only a new list tells

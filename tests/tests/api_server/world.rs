@@ -10,7 +10,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -18,6 +18,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use lb_tests::control_plane::{API_PORT, ControlPlane, FaultProxy, Link, Namespace, Trust, objects};
+use lb_tests::http::{Answer, get};
 use lb_tests::probe::{Handle, Many, Serve, Tally, Tcp};
 use lb_tests::{Agent, Home, Netns, Probe, Topology, wait_for};
 use serde_json::{Value, json};
@@ -28,6 +29,10 @@ pub(crate) const SOON: Duration = Duration::from_mins(1);
 
 /// How long a connect that may lead nowhere is given.
 const SHORT: Duration = Duration::from_millis(200);
+
+/// Ports of /healthz and of /metrics.
+pub(crate) const HEALTHZ: u16 = 10256;
+pub(crate) const METRICS: u16 = 10249;
 
 /// Backends of a world.
 const BACKENDS: u8 = 3;
@@ -166,6 +171,25 @@ impl<'a> World<'a> {
     /// The node's network namespace.
     pub(crate) fn netns(&self) -> &Netns {
         &self.net.node(1).netns
+    }
+
+    /// What the agent answers on one of its ports at the loopback address.
+    pub(crate) fn ask(&self, port: u16, path: &str) -> Answer {
+        let to = (Ipv4Addr::LOCALHOST, port).into();
+        self.try_ask(to, path).unwrap_or_else(|error| panic!("{to}{path}: {error:#}"))
+    }
+
+    /// What is answered at an address of the node.
+    pub(crate) fn try_ask(&self, to: SocketAddr, path: &str) -> anyhow::Result<Answer> {
+        get(&self.net.node(1).netns, to, path)
+    }
+
+    /// Whom one new socket meets, or how it fails.
+    pub(crate) fn meets(&self, to: SocketAddr) -> String {
+        let tcp = Tcp::to(to).timeout(SHORT).reset();
+        self.client
+            .tcp(&tcp)
+            .map_or_else(|error| error.errno().to_owned(), |reached| reached.server().to_owned())
     }
 
     /// Takes a TCP port of the node.

@@ -9,6 +9,8 @@
 //! No label has a value that a user of the cluster can choose, so their number is bounded. `docs/metrics.md` lists all of them.
 
 mod kernel;
+#[cfg(test)]
+mod kube_proxy;
 mod process;
 #[cfg(test)]
 mod tests;
@@ -88,6 +90,9 @@ pub enum Probed {
     Readyz,
 }
 
+/// Answers of the API server, by what their code begins with; `none` is a request without an answer.
+const ANSWERS: [&str; 4] = ["2xx", "4xx", "5xx", "none"];
+
 /// Every value that is written; see the registration for what each means.
 pub struct Metrics {
     registry: Mutex<Registry>,
@@ -96,6 +101,10 @@ pub struct Metrics {
     programming_duration: Labelled<Labels<1>, Histogram, fn() -> Histogram>,
     last_sync: Seconds,
     last_queued: Seconds,
+    last_writes: Gauge,
+    api_requests: Labelled<Labels<2>, Counter>,
+    api_failures: Labelled<Labels<1>, Counter>,
+    api_heard: Labelled<Labels<1>, Seconds>,
     changes: Labelled<Labels<1>, Counter>,
     pending: Labelled<Labels<1>, Gauge>,
     services: Gauge,
@@ -154,6 +163,10 @@ impl Metrics {
             programming_duration: Labelled::new_with_constructor(programming_buckets),
             last_sync: Seconds::default(),
             last_queued: Seconds::default(),
+            last_writes: Gauge::default(),
+            api_requests: Labelled::default(),
+            api_failures: Labelled::default(),
+            api_heard: Labelled::default(),
             changes: Labelled::default(),
             pending: Labelled::default(),
             services: Gauge::default(),
@@ -177,6 +190,7 @@ impl Metrics {
             let own = registry.sub_registry_with_prefix("lbagent");
             metrics.register_syncs(&mut Registrar(own));
             metrics.register_objects(&mut Registrar(own));
+            metrics.register_source(&mut Registrar(own));
             metrics.register_answers(&mut Registrar(own));
             own.register_collector(Box::new(kernel::Counters::new(pin_dir)));
         }
@@ -239,6 +253,25 @@ impl Metrics {
             &self.programming_duration,
         );
         to.add_seconds("last_sync_timestamp", "Unix time of the last pass that succeeded", &self.last_sync);
+        to.add(
+            "last_sync_writes",
+            "Writes to maps of the last pass that succeeded and had something to look at",
+            &self.last_writes,
+        );
+        to.add(
+            "map_entries",
+            "Entries in use, with those that wait for a grace period or fill up a region",
+            &self.map_entries,
+        );
+        to.add("map_capacity", "Entries that a map has room for; it grows", &self.map_capacity);
+        to.add(
+            "map_update_errors",
+            "Maps that could not be read or written, by the kernel's answer",
+            &self.map_errors,
+        );
+    }
+
+    fn register_source(&self, to: &mut Registrar<'_>) {
         to.add_seconds(
             "last_queued_timestamp",
             "Unix time of the last object that was sent to the owner of the maps",
@@ -251,15 +284,21 @@ impl Metrics {
             &self.pending,
         );
         to.add(
-            "map_entries",
-            "Entries in use, with those that wait for a grace period or fill up a region",
-            &self.map_entries,
+            "api_requests",
+            "Lists and watches that the API server was asked for, by what the code of the answer begins with; none: there was no \
+             answer",
+            &self.api_requests,
         );
-        to.add("map_capacity", "Entries that a map has room for; it grows", &self.map_capacity);
         to.add(
-            "map_update_errors",
-            "Maps that could not be read or written, by the kernel's answer",
-            &self.map_errors,
+            "api_watch_failures",
+            "Lists and watches that failed or broke off; each is taken up again",
+            &self.api_failures,
+        );
+        to.add_seconds(
+            "api_last_heard_timestamp",
+            "Unix time of the last word of the API server on these objects, at least once a minute while it is there; 0 before the \
+             first; absent for what it does not give, and without an API server",
+            &self.api_heard,
         );
     }
 
@@ -342,18 +381,47 @@ impl Metrics {
         }
     }
 
-    /// A pass has succeeded at Unix time `now_s`, after `took_s` seconds.
-    pub fn synced(&self, is_full: bool, took_s: f64, now_s: f64) {
+    /// A pass has succeeded at Unix time `now_s`, after `took_s` seconds and so many writes.
+    pub fn synced(&self, is_full: bool, took_s: f64, now_s: f64, writes: usize) {
+        self.last_writes.set(count(writes));
         let kind = if is_full { "full" } else { "partial" };
         self.sync_duration.get_or_create(&[("kind", kind)]).observe(took_s);
         self.last_sync.set(now_s);
     }
 
+    /// Objects of this kind are asked for from now on.
+    pub fn api_followed(&self, resource: &'static str) {
+        for code in ANSWERS {
+            drop(self.api_requests.get_or_create(&[("resource", resource), ("code", code)]));
+        }
+        drop(self.api_failures.get_or_create(&[("resource", resource)]));
+        drop(self.api_heard.get_or_create(&[("resource", resource)]));
+    }
+
+    /// The API server has answered a request for objects of this kind, with one of [`ANSWERS`].
+    pub fn api_answered(&self, resource: &'static str, code: &'static str) {
+        self.api_requests.get_or_create(&[("resource", resource), ("code", code)]).inc();
+    }
+
+    /// The API server has said something about objects of this kind, at Unix time `now_s`.
+    pub fn api_heard(&self, resource: &'static str, now_s: f64) {
+        self.api_heard.get_or_create(&[("resource", resource)]).set(now_s);
+    }
+
+    /// A list or watch of objects of this kind has failed or broken off.
+    pub fn api_failed(&self, resource: &'static str) {
+        self.api_failures.get_or_create(&[("resource", resource)]).inc();
+    }
+
+    /// The API server does not give objects of this kind, and nobody is to be called for it.
+    pub fn api_not_given(&self, resource: &'static str) {
+        self.api_heard.remove(&[("resource", resource)]);
+    }
+
     /// A pass has failed.
     pub fn sync_failed(&self, error: &anyhow::Error) {
         self.sync_failures.inc();
-        if let Some(error) = error.chain().find_map(|cause| cause.downcast_ref::<MapError>()) {
-            let (map, errno) = map_errno(error);
+        if let Some((map, errno)) = map_errno(error) {
             self.map_errors.get_or_create(&[("map", map.to_owned()), ("errno", errno)]).inc();
         }
     }
@@ -467,13 +535,15 @@ const fn ip_family(family: Family) -> (&'static str, &'static str) {
     )
 }
 
-fn map_errno(error: &MapError) -> (&'static str, String) {
+/// Which map an error is about, and the name of the error number; nothing if it is about none.
+pub(crate) fn map_errno(error: &anyhow::Error) -> Option<(&'static str, String)> {
     let name = |errno: i32| format!("{:?}", Errno::from_raw(errno));
-    match error {
+    let error = error.chain().find_map(|cause| cause.downcast_ref::<MapError>())?;
+    Some(match error {
         MapError::Full { map, .. } => (map, name(libc::E2BIG)),
         MapError::Exists { map, .. } => (map, name(libc::EEXIST)),
         MapError::Kernel { map, errno, .. } => (map, errno.raw_os_error().map_or("none".to_owned(), name)),
-    }
+    })
 }
 
 fn count(number: usize) -> i64 {

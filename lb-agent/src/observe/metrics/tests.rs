@@ -4,7 +4,7 @@ use std::{
     env, fs,
 };
 
-use super::*;
+use super::{kube_proxy::Here, *};
 use crate::{
     maps::Op,
     model::{ServiceName, SliceBuilder, SliceName},
@@ -95,7 +95,52 @@ call their objects is no label.
         let help = row.help.trim_end_matches('.');
         writeln!(page, "| `{name}` | {} | {} | {help} |", row.kind, labels.join("; ")).unwrap();
     }
+    page.push_str(
+        "
+## Coming from kube-proxy
+
+Its metrics have the prefix `kubeproxy_`, which is left out here, but for the general ones.
+
+| kube-proxy | lb-agent | Difference |
+|---|---|---|
+",
+    );
+    for (theirs, here) in kube_proxy::TABLE {
+        let (ours, text) = match here {
+            Here::Named(ours, text) => (ours.iter().map(|name| format!("`{name}`")).collect(), *text),
+            Here::Nowhere(reason) => (Vec::new(), *reason),
+        };
+        writeln!(page, "| `{theirs}` | {} | {text} |", ours.join(", ")).unwrap();
+    }
     page
+}
+
+/// Semantics 3.3.
+#[test]
+fn every_metric_of_kube_proxy_has_its_place_here_or_a_reason() {
+    let rows = rows(&everything());
+    let mut names = BTreeSet::new();
+    for (theirs, here) in kube_proxy::TABLE {
+        assert!(names.insert(theirs), "{theirs} is there twice");
+        match here {
+            Here::Named(ours, _) => {
+                assert!(!ours.is_empty(), "{theirs}");
+                assert!(ours.iter().all(|name| rows.contains_key(*name)), "{theirs}: {ours:?}");
+            }
+            Here::Nowhere(reason) => assert!(!reason.is_empty(), "{theirs}"),
+        }
+    }
+    // The rows of semantics 3.3, and the general families below them.
+    assert_eq!(names.len(), 24 + 7);
+}
+
+#[test]
+fn the_writes_of_the_last_pass_are_shown() {
+    let metrics = metrics();
+    for writes in [5, 3] {
+        metrics.synced(false, 0.1, 1.0, writes);
+        assert_eq!(value(&metrics, "lbagent_last_sync_writes"), u32::try_from(writes).ok().map(f64::from));
+    }
 }
 
 /// Error numbers, and counters of programs that are not loaded here, have their first value made up.
@@ -103,6 +148,9 @@ fn everything() -> String {
     let metrics = metrics();
     for map in maps::ALL {
         metrics.sync_failed(&MapError::Full { map, capacity: 1 }.into());
+    }
+    for resource in ["services", "endpointslices", "nodes", "servicecidrs"] {
+        metrics.api_followed(resource);
     }
     let text = metrics.text().unwrap();
     let mut reasons = String::from("# HELP lbagent_datapath_actions ");

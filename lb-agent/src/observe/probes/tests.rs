@@ -3,7 +3,7 @@ use rstest::rstest;
 
 use super::*;
 use crate::observe::{
-    events::Subject,
+    events::{Recorded, Subject},
     health::{NodeState, Settled, TIMEOUT},
 };
 
@@ -161,7 +161,7 @@ fn place(address: &str) -> Place {
     }
 }
 
-fn recorder() -> (Recorder, tokio::sync::mpsc::Receiver<Note>) {
+fn recorder() -> (Recorder, tokio::sync::mpsc::Receiver<Recorded>) {
     Recorder::new(outlets().1)
 }
 
@@ -178,7 +178,7 @@ async fn an_address_that_is_taken_is_waited_for_or_ends_the_agent() {
     assert!(notes.try_recv().is_err());
 
     place(&at).open(false, &events, &stop).unwrap();
-    let note = notes.try_recv().unwrap();
+    let note = notes.try_recv().unwrap().note;
     assert_eq!((note.subject, note.reason), (Subject::Node, "FailedToStartProxierHealthcheck"));
     drop(taken);
     let answering = async {

@@ -9,6 +9,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::observe::events::Recorded;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -57,7 +58,9 @@ fn on(addr: IpAddr) -> ListenOn {
 struct World {
     ports: Arc<HealthPorts>,
     listen_on: watch::Sender<ListenOn>,
-    notes: tokio::sync::mpsc::Receiver<Note>,
+    events: Recorder,
+    notes: tokio::sync::mpsc::Receiver<Recorded>,
+    metrics: Arc<Metrics>,
     ip: IpAddr,
     _stop: tokio_util::sync::DropGuard,
 }
@@ -75,10 +78,11 @@ impl World {
         let (listen_on, addresses) = watch::channel(on(ip));
         let ports = Arc::<HealthPorts>::default();
         let stop = CancellationToken::new();
-        let mut servers = ServiceHealth::new(Arc::new(Health::default()), metrics, events, addresses);
+        let mut servers =
+            ServiceHealth::new(Arc::new(Health::default()), Arc::clone(&metrics), events.clone(), addresses);
         servers.room = Room::new(most);
         tokio::spawn(servers.run(Arc::clone(&ports), stop.clone()));
-        Self { ports, listen_on, notes, ip, _stop: stop.drop_guard() }
+        Self { ports, listen_on, events, notes, metrics, ip, _stop: stop.drop_guard() }
     }
 
     /// The owner's words. IPv4 alone.
@@ -150,7 +154,7 @@ async fn a_port_that_is_taken_is_said_once_and_opened_when_it_is_free() {
     let mut world = World::new(2);
     let taken = std::net::TcpListener::bind((world.ip, 31_003)).unwrap();
     world.tell("web", Some((31_003, 1)));
-    let note = timeout(SOON, world.notes.recv()).await.unwrap().unwrap();
+    let note = timeout(SOON, world.notes.recv()).await.unwrap().unwrap().note;
     assert_eq!((note.reason, note.is_warning), ("FailedToStartServiceHealthcheck", true));
     assert_eq!(note.subject, super::super::events::Subject::Service(name("web")));
     assert!(note.text.contains(":31003") && note.text.contains("in use"), "{}", note.text);
@@ -161,6 +165,40 @@ async fn a_port_that_is_taken_is_said_once_and_opened_when_it_is_free() {
     drop(taken);
     world.tell("api", Some((31_004, 2)));
     world.expect(31_003, Some("web")).await;
+}
+
+/// HC-8: a fault of many Services fills the queue.
+#[tokio::test]
+async fn an_event_that_found_no_place_in_the_queue_comes_later_with_the_time_of_the_failure() {
+    let mut world = World::new(7);
+    while world.events.offer(Note::starting(), Timestamp::now()).is_ok() {}
+    let _taken = std::net::TcpListener::bind((world.ip, 31_008)).unwrap();
+    let begin = Timestamp::now();
+    world.tell("web", Some((31_008, 1)));
+    // One was dropped by filling the queue.
+    let dropped = "lbagent_events_total{result=\"dropped\"} 2\n";
+    let waiting = async {
+        while !world.metrics.text().unwrap().contains(dropped) {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, waiting).await.unwrap();
+    let failed = Timestamp::now();
+    let next = async {
+        loop {
+            match world.notes.recv().await.unwrap() {
+                Recorded { note, .. } if note.reason == "Starting" => {}
+                found => return found,
+            }
+        }
+    };
+    let found = timeout(SOON, next).await.unwrap();
+    assert_eq!(found.note.reason, "FailedToStartServiceHealthcheck");
+    assert!(found.at >= begin && found.at <= failed, "{begin} {failed} {found:?}");
+    // The next attempt finds the same, which was told.
+    world.tell("api", Some((31_009, 1)));
+    world.expect(31_009, Some("api")).await;
+    assert!(world.notes.try_recv().is_err());
 }
 
 /// HC-1: a number may go from one Service to another in one pass, in whatever order.

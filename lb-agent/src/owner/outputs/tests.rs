@@ -10,7 +10,7 @@ use crate::{
         ServiceType, Slice, SliceBuilder, SliceName, SlicePort, TrafficPolicy, Trigger,
     },
     observe::{
-        events::Subject,
+        events::{Recorded, Subject},
         health::{Health, TIMEOUT},
         outlets,
     },
@@ -35,7 +35,7 @@ fn name() -> ServiceName {
     ServiceName::new("ns", "web")
 }
 
-fn outputs() -> (Outputs, Outlets, Receiver<Note>) {
+fn outputs() -> (Outputs, Outlets, Receiver<Recorded>) {
     let (outlets, notes) = outlets(Path::new("/nowhere"), true, Health::default());
     (Outputs::new(outlets.clone()), outlets, notes.unwrap())
 }
@@ -77,7 +77,19 @@ fn metric(outlets: &Outlets, line: &str) -> u64 {
 }
 
 fn succeed(outputs: &mut Outputs, state: &ClusterState) {
-    outputs.succeeded(state, &BTreeSet::new(), Instant::now(), false);
+    outputs.succeeded(state, &LeftOut::new(Instant::now()), Instant::now(), false);
+}
+
+fn port(service: &ServiceName, port: &str) -> PortKey {
+    PortKey { service: service.clone(), port: port.into(), protocol: Protocol::Tcp, family: Family::V4 }
+}
+
+/// These ports have no room.
+fn without_room(ports: Vec<PortKey>) -> LeftOut {
+    let mut left_out = LeftOut::new(Instant::now());
+    let ports = ports.into_iter().map(|port| (port, NoRoom::Backends(3))).collect();
+    left_out.planned(&BTreeSet::new(), ports, BTreeSet::new());
+    left_out
 }
 
 /// NE-6.
@@ -111,7 +123,7 @@ fn a_pass_that_fails_tells_nothing_and_the_next_one_everything() {
     outlets.health.object_queued(&event, stamp.at);
     outlets.metrics.queued(&event, unix_s(stamp.time));
     outputs.took(&event, stamp);
-    let times = outputs.receipts().times(&event);
+    let times = outputs.receipts().times(&event, None);
     outputs.receipts().begin(times, stamp.time, [name()].iter());
     outputs.planned(&[name()]);
     outputs.failed(&anyhow::anyhow!("no memory"));
@@ -182,18 +194,39 @@ fn a_tick_alone_is_no_update() {
     assert!(outlets.health.judge(Instant::now()).last_updated().is_some());
 }
 
-/// A port without room was not programmed, so there is nothing to certify.
+/// HC-4, ES-17: a port without room was not programmed, so there is nothing to certify, and load balancers are to go elsewhere.
 #[test]
-fn a_service_that_was_left_out_has_no_receipt_until_it_has_room() {
+fn a_service_that_was_left_out_has_no_receipt_and_no_endpoint_until_it_has_room() {
     let (mut outputs, ..) = outputs();
-    let (state, service) = (state("n1"), name());
+    let state = state("n1");
     outputs.receipts().begin(super::super::receipts::Times::default(), Timestamp::now(), [name()].iter());
     outputs.planned(&[name()]);
-    outputs.succeeded(&state, &BTreeSet::from([&service]), Instant::now(), false);
+    let left_out = without_room(vec![port(&name(), "")]);
+    outputs.succeeded(&state, &left_out, Instant::now(), false);
     assert_eq!(outputs.committed(|_| true), []);
+    assert_eq!(outputs.health_ports[&name()].ready, [Some(0), None], "503");
     outputs.planned(&[name()]);
     succeed(&mut outputs, &state);
     assert_eq!(outputs.committed(|_| true).len(), 1);
+    assert_eq!(outputs.health_ports[&name()].ready, [Some(1), None]);
+}
+
+/// HC-4, ES-17.
+#[test]
+fn a_service_that_waits_for_a_grace_period_is_told_of_when_it_is_over() {
+    let (mut outputs, ..) = outputs();
+    let state = state("n1");
+    outputs.receipts().begin(super::super::receipts::Times::default(), Timestamp::now(), [name()].iter());
+    outputs.planned(&[name()]);
+    let mut left_out = LeftOut::new(Instant::now());
+    left_out.planned(&BTreeSet::new(), Vec::new(), BTreeSet::from([name()]));
+    outputs.succeeded(&state, &left_out, Instant::now(), false);
+    assert_eq!(outputs.committed(|_| true), []);
+    assert!(outputs.health_ports.is_empty());
+    outputs.planned(&[name()]);
+    succeed(&mut outputs, &state);
+    assert_eq!(outputs.committed(|_| true).len(), 1);
+    assert_eq!(outputs.health_ports[&name()].ready, [Some(1), None]);
 }
 
 /// LB-8, 2.23-FieldNotUsed, 2.23-FrontendContested, 2.23-MapFull, 2.25-map-full.
@@ -202,18 +235,18 @@ fn what_cannot_be_programmed_is_a_warning_on_its_service_with_field_and_remedy()
     let (mut outputs, _outlets, mut notes) = outputs();
     let fault = Fault::new("spec.externalIPs[1]", Reason::NotAnAddress("x".into()));
     outputs.notice(&Notice::new(&name(), &fault), true);
-    let key = PortKey { service: name(), port: "http".into(), protocol: Protocol::Tcp, family: Family::V4 };
+    let key = port(&name(), "http");
     let at = L4Addr { addr: std::net::IpAddr::from([192, 0, 2, 1]).into(), port: 80 };
     let owner = ServiceName::new("ns", "older");
     let frontend = FrontendKey::new(at, Proto::TCP);
     outputs.contested(&Contested { port: key.clone(), frontend, owner }, true);
-    outputs.left_out([(&key, &NoRoom::Backends(3))].into_iter());
+    outputs.left_out(&without_room(vec![key]));
     for (reason, parts) in [
         ("FieldNotUsed", ["spec.externalIPs[1]", "is not an IP address", "write it like"]),
         ("FrontendContested", ["192.0.2.1:80", "ns/older", "give one of the two"]),
         ("MapFull", ["\"http\"", "lb_backends has no 3 free entries", "more memory"]),
     ] {
-        let note = notes.try_recv().unwrap();
+        let note = notes.try_recv().unwrap().note;
         assert_eq!((note.reason, note.is_warning), (reason, true));
         assert_eq!(note.subject, Subject::Service(name()));
         assert!(parts.iter().all(|part| note.text.contains(part)), "{}", note.text);
@@ -234,12 +267,13 @@ fn what_a_full_queue_dropped_is_told_by_a_full_pass_if_it_still_holds() {
     let (mut outputs, outlets, mut notes) = outputs();
     let state = ClusterState::new("n1".into());
     let notice = |port: i64| Notice::new(&name(), &Fault::new("spec.ports", Reason::PortOutOfRange(port)));
-    while outlets.events.offer(Note::starting()).is_ok() {}
+    while outlets.events.offer(Note::starting(), Timestamp::now()).is_ok() {}
     let known = [70_000, 70_001, 70_002].map(notice);
     for notice in &known {
         outputs.notice(notice, true);
     }
     succeed(&mut outputs, &state);
+    let dropped_by = Timestamp::now();
     while notes.try_recv().is_ok() {}
     let mut told = |outputs: &mut Outputs, is_full: bool, still: &[Notice]| {
         outputs.is_full = is_full;
@@ -247,9 +281,64 @@ fn what_a_full_queue_dropped_is_told_by_a_full_pass_if_it_still_holds() {
             outputs.notice(notice, false);
         }
         succeed(outputs, &state);
-        core::iter::from_fn(|| notes.try_recv().ok()).count()
+        let told: Vec<Recorded> = core::iter::from_fn(|| notes.try_recv().ok()).collect();
+        assert!(told.iter().all(|told| told.at <= dropped_by), "when it happened: {told:?}");
+        told.len()
     };
     assert_eq!(told(&mut outputs, false, &known), 0, "a pass over some Services");
     assert_eq!(told(&mut outputs, true, &known[1..]), 2, "the first does not hold any more");
     assert_eq!(told(&mut outputs, true, &known), 0, "once");
+}
+
+/// 2.23: however many there are.
+#[test]
+fn every_service_without_room_is_told_of_once_and_again_when_another_port_of_it_has_none() {
+    let (mut outputs, outlets, mut notes) = outputs();
+    let services: Vec<ServiceName> = (0..2000).map(|n| ServiceName::new("ns", &format!("s{n}"))).collect();
+    let ports = |names: &[&str]| {
+        services.iter().flat_map(|service| names.iter().map(|name| port(service, name))).collect()
+    };
+    let mut rounds = |outputs: &mut Outputs, left_out: &LeftOut| {
+        let mut told = Vec::new();
+        for _ in 0..10 {
+            outputs.left_out(left_out);
+            assert!(outlets.events.offer(Note::starting(), Timestamp::now()).is_ok(), "others find a place");
+            let drained = core::iter::from_fn(|| Some(notes.try_recv().ok()?.note));
+            told.extend(drained.filter(|note| note.reason == "MapFull"));
+        }
+        told
+    };
+    let left_out = without_room(ports(&["a", "b"]));
+    let told = rounds(&mut outputs, &left_out);
+    let subjects: BTreeSet<&Subject> = told.iter().map(|note| &note.subject).collect();
+    assert_eq!((told.len(), subjects.len()), (services.len(), services.len()));
+    assert!(
+        told.iter().all(|note| note.text.contains("\"a\"") && note.text.contains("\"b\"")),
+        "{:?}",
+        told[0]
+    );
+    assert_eq!(rounds(&mut outputs, &left_out).len(), 0, "nothing is new");
+    let more = without_room(ports(&["a", "b", "c"]));
+    assert_eq!(rounds(&mut outputs, &more).len(), services.len());
+    assert_eq!(outputs.told_full.len(), more.len());
+
+    // Who had room meanwhile is told of again.
+    let one = port(&services[7], "a");
+    rounds(&mut outputs, &without_room(Vec::new()));
+    assert_eq!(rounds(&mut outputs, &without_room(vec![one])).len(), 1);
+    assert_eq!(outputs.told_full.len(), 1, "what has room is forgotten");
+}
+
+#[test]
+fn an_event_names_a_few_of_many_ports() {
+    let names: Vec<String> = (0..MOST_PORTS + 3).map(|n| format!("p{n}")).collect();
+    let keys: Vec<PortKey> = names.iter().map(|name| port(&self::name(), name)).collect();
+    let ports: Vec<(&PortKey, &NoRoom)> = keys.iter().map(|key| (key, &NoRoom::Services)).collect();
+    let text = map_full(&ports).unwrap().text;
+    assert!(
+        text.contains("\"p4\"") && !text.contains("\"p5\"") && text.ends_with("and 3 ports more"),
+        "{text}"
+    );
+    let text = map_full(&ports[..MOST_PORTS]).unwrap().text;
+    assert!(!text.contains("more ports") && !text.contains("ports more"), "{text}");
 }
