@@ -145,7 +145,8 @@ async fn supervise(args: &RunArgs, configz: String, settings: Settings, pins: Pi
     let health = Health::new(settings.resync_interval, settings.min_sync_interval);
     let (outlets, notes) = observe::outlets(&args.pins.pin_dir, args.manifests.is_none(), health);
     let metrics = Arc::clone(&outlets.metrics);
-    let healed = move |freed, has_failed| metrics.healed(freed, has_failed);
+    let healed =
+        move |freed, has_failed, took: Duration| metrics.healed(freed, has_failed, took.as_secs_f64());
     let healer =
         Healer::start(args.pins.pin_dir.clone(), healed).context("cannot start the healer's thread")?;
     observe::start(&args.observe, configz, &outlets, &stop)?;

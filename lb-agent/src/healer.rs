@@ -129,11 +129,14 @@ impl Wanted {
 impl Healer {
     /// Starts the thread that waits for the processes.
     ///
-    /// `healed` is told after each run how many sockets were freed, and whether something stood in the way.
+    /// `healed` is told after each run how many sockets were freed, whether something stood in the way, and how long it took (CT-7).
     ///
     /// # Errors
     /// Those of the thread's creation.
-    pub fn start(pin_dir: PathBuf, healed: impl Fn(usize, bool) + Send + 'static) -> io::Result<Self> {
+    pub fn start(
+        pin_dir: PathBuf,
+        healed: impl Fn(usize, bool, Duration) + Send + 'static,
+    ) -> io::Result<Self> {
         let heal = move |wanted: &Wanted| {
             let mut command = Command::new(OWN_PROGRAM);
             command
@@ -154,7 +157,7 @@ impl Healer {
 
     fn with(
         heal: impl FnMut(&Wanted) -> io::Result<Output> + Send + 'static,
-        healed: impl Fn(usize, bool) + Send + 'static,
+        healed: impl Fn(usize, bool, Duration) + Send + 'static,
     ) -> io::Result<Self> {
         let (asked, requests) = sync_channel(1);
         let wanted = Arc::new(Mutex::new(Wanted::NOTHING));
@@ -181,7 +184,7 @@ impl Healer {
 fn serve(
     requests: &Receiver<()>,
     wanted: &Mutex<Wanted>,
-    (mut heal, healed): (impl FnMut(&Wanted) -> io::Result<Output>, impl Fn(usize, bool)),
+    (mut heal, healed): (impl FnMut(&Wanted) -> io::Result<Output>, impl Fn(usize, bool, Duration)),
 ) {
     let lock = || wanted.lock().unwrap_or_else(PoisonError::into_inner);
     let (mut told, mut turns) = (Told::default(), Turns::default());
@@ -190,13 +193,15 @@ fn serve(
         // What was asked for meanwhile is in this run.
         let _merged = requests.try_recv();
         let now = mem::replace(&mut *lock(), Wanted::NOTHING);
-        turns.began(Instant::now());
+        let began = Instant::now();
+        turns.began(began);
         let result = heal(&now);
+        let took = began.elapsed();
         if let Ok(output) = &result {
             debug!(result = %one_line(&output.stdout), "looked for UDP sockets that lead nowhere");
         }
         let problem = problem(&result);
-        healed(freed(&result), problem.is_some());
+        healed(freed(&result), problem.is_some(), took);
         turns.ended(Instant::now(), problem.is_some());
         if problem.is_some() {
             lock().merge(now);
@@ -343,7 +348,7 @@ mod tests {
                 ends.recv().unwrap();
                 Ok(Output { status: ExitStatus::from_raw(0), stdout: vec![], stderr: vec![] })
             },
-            |_, _| {},
+            |_, _, _| {},
         )
         .unwrap();
         healer.heal(Suspects::default());
@@ -371,7 +376,7 @@ mod tests {
                 let stdout = serde_json::to_vec(&Healed { freed: 2, ..Healed::default() }).unwrap();
                 Ok(Output { status: ExitStatus::from_raw(0), stdout, stderr: vec![] })
             },
-            move |freed, has_failed| counted.send((freed, has_failed)).unwrap(),
+            move |freed, has_failed, _| counted.send((freed, has_failed)).unwrap(),
         )
         .unwrap();
         let at = |last: u16| SocketAddr::from(([10, 1, 0, 1], last));
@@ -405,7 +410,7 @@ mod tests {
                 seen.send((wanted.arguments(), Instant::now())).unwrap();
                 results.next().unwrap()
             },
-            |_, _| {},
+            |_, _, _| {},
         )
         .unwrap();
         let at = |last: u16| SocketAddr::from(([10, 1, 0, 1], last));
@@ -535,6 +540,21 @@ mod tests {
         }
     }
 
+    /// CT-7.
+    #[test]
+    fn how_long_each_run_took_is_told() {
+        let (told, times) = channel();
+        let pause = Duration::from_millis(30);
+        let heal = move |_: &Wanted| {
+            thread::sleep(pause);
+            Ok(output(0, "", ""))
+        };
+        let healer = Healer::with(heal, move |_, _, took| told.send(took).unwrap()).unwrap();
+        healer.heal_after_start();
+        let took: Duration = times.recv().unwrap();
+        assert!(took >= pause && took < LIMIT, "{took:?}");
+    }
+
     #[test]
     fn healing_goes_on_after_a_run_that_hung() {
         let (ended, ends) = channel();
@@ -547,7 +567,7 @@ mod tests {
                     .unwrap();
                 output
             },
-            |_, _| {},
+            |_, _, _| {},
         )
         .unwrap();
         healer.heal_after_start();

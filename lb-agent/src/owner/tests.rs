@@ -56,7 +56,7 @@ impl Turns {
         let mailbox = Mailbox { messages, sender: sender.downgrade() };
         let (outlets, notes) = outlets(Path::new("/nowhere"), true, Health::default());
         // Its runs end at once: this test program knows no such command.
-        let healer = Healer::start(folder.path().to_owned(), |_, _| ()).unwrap();
+        let healer = Healer::start(folder.path().to_owned(), |_, _, _| ()).unwrap();
         let pins = PinDir::for_memory(folder.path());
         let mut owner = Owner::new(settings, pins, healer, outlets.clone(), mailbox);
         let reconciler = Reconciler::restore(maps.open(), SocketLb::ALL).unwrap();

@@ -74,7 +74,10 @@ pub(super) const TABLE: &[(&str, Here)] = &[
     ("nftables_localhost_nodeport_rejected_packets_total", Nowhere(LOCALHOST)),
     (
         "conntrack_reconciler_sync_duration_seconds",
-        Nowhere("no flow is tracked; looks for UDP sockets in their place are counted, and not timed yet"),
+        Named(
+            &["lbagent_healing_duration_seconds"],
+            "looks for connected UDP sockets instead of flows, of both families",
+        ),
     ),
     (
         "conntrack_reconciler_deleted_entries_total",

@@ -134,6 +134,24 @@ fn every_metric_of_kube_proxy_has_its_place_here_or_a_reason() {
     assert_eq!(names.len(), 24 + 7);
 }
 
+/// CT-7.
+#[test]
+fn looks_for_sockets_are_counted_and_timed() {
+    let metrics = metrics();
+    metrics.healed(3, false, 0.5);
+    metrics.healed(0, true, 60.0);
+    for (line, wanted) in [
+        ("lbagent_udp_sockets_freed_total", 3.0),
+        ("lbagent_healing_failures_total", 1.0),
+        ("lbagent_healing_duration_seconds_count", 2.0),
+        ("lbagent_healing_duration_seconds_sum", 60.5),
+        ("lbagent_healing_duration_seconds_bucket{le=\"0.64\"}", 1.0),
+        ("lbagent_healing_duration_seconds_bucket{le=\"81.92\"}", 2.0),
+    ] {
+        assert_eq!(value(&metrics, line), Some(wanted), "{line}");
+    }
+}
+
 #[test]
 fn the_writes_of_the_last_pass_are_shown() {
     let metrics = metrics();
