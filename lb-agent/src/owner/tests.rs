@@ -215,7 +215,7 @@ fn everything_is_planned_again_when_the_full_pass_is_due() {
 const FEW_BACKENDS: Capacities =
     Capacities { frontends: 64, addresses: 4, services: 16, slots: 64, backends: 5, affinity: 1 };
 
-/// SY-2, SY-3, 2.23: longer than one pause, by more than one attempt.
+/// SY-2, SY-3, 2.23-FailedToProgram: longer than one pause, by more than one attempt.
 #[test]
 fn a_write_that_keeps_failing_is_one_event_on_the_node_until_it_succeeds() {
     let mut turns = Turns::new();

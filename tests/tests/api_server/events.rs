@@ -97,7 +97,7 @@ fn what_cannot_be_programmed_is_an_event_on_its_service_and_a_start_one_on_the_n
     assert_eq!(about("service-1"), 1);
 }
 
-/// 2.23, HZ-9.
+/// 2.23-FailedToStartProxierHealthcheck, 2.23-FailedToStartMetricServer, HZ-9.
 #[test]
 fn ports_of_the_agent_that_are_taken_are_events_on_the_node() {
     needs_cluster!();
@@ -115,7 +115,7 @@ fn ports_of_the_agent_that_are_taken_are_events_on_the_node() {
     }
 }
 
-/// 2.23: more endpoints than the maps have room for, and what stands in the way of bigger ones.
+/// 2.23-MapFull: more endpoints than the maps have room for, and what stands in the way of bigger ones.
 #[test]
 fn a_service_without_room_is_an_event_on_it_and_fails_its_health_check() {
     needs_cluster!();

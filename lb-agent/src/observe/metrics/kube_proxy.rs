@@ -4,11 +4,13 @@
 pub(super) enum Here {
     /// Under these names. The text says what is different; nothing if it is the same.
     Named(&'static [&'static str], &'static str),
+    /// Under its own name, as this says.
+    There(&'static str),
     /// Nowhere, for this reason.
     Nowhere(&'static str),
 }
 
-use Here::{Named, Nowhere};
+use Here::{Named, Nowhere, There};
 
 const FAMILIES: &str = "both families are written in one pass, so there is no label `ip_family`";
 const LOCALHOST: &str =
@@ -116,5 +118,5 @@ pub(super) const TABLE: &[(&str, Here)] = &[
         Nowhere("there are no feature gates; `--print-config` shows what is in force"),
     ),
     ("workqueue_*", Named(&["lbagent_changes_pending"], "one queue, to the owner of the maps")),
-    ("/metrics/slis", Nowhere("the answers of /healthz and /livez are counted, see proxy_healthz_total")),
+    ("/metrics/slis", There("`kubernetes_healthcheck` and `kubernetes_healthchecks` at the same path")),
 ];

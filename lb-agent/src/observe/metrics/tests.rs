@@ -108,7 +108,7 @@ Its metrics have the prefix `kubeproxy_`, which is left out here, but for the ge
     for (theirs, here) in kube_proxy::TABLE {
         let (ours, text) = match here {
             Here::Named(ours, text) => (ours.iter().map(|name| format!("`{name}`")).collect(), *text),
-            Here::Nowhere(reason) => (Vec::new(), *reason),
+            Here::There(reason) | Here::Nowhere(reason) => (Vec::new(), *reason),
         };
         writeln!(page, "| `{theirs}` | {} | {text} |", ours.join(", ")).unwrap();
     }
@@ -127,7 +127,7 @@ fn every_metric_of_kube_proxy_has_its_place_here_or_a_reason() {
                 assert!(!ours.is_empty(), "{theirs}");
                 assert!(ours.iter().all(|name| rows.contains_key(*name)), "{theirs}: {ours:?}");
             }
-            Here::Nowhere(reason) => assert!(!reason.is_empty(), "{theirs}"),
+            Here::There(reason) | Here::Nowhere(reason) => assert!(!reason.is_empty(), "{theirs}"),
         }
     }
     // The rows of semantics 3.3, and the general families below them.
