@@ -410,7 +410,7 @@ impl Metrics {
         drop(self.api_heard.get_or_create(&[("resource", resource)]));
     }
 
-    /// The API server has answered a request for objects of this kind, with one of [`ANSWERS`].
+    /// The API server has answered a request for objects of this kind, with one of the answers that `ANSWERS` lists.
     pub fn api_answered(&self, resource: &'static str, code: &'static str) {
         self.api_requests.get_or_create(&[("resource", resource), ("code", code)]).inc();
     }
