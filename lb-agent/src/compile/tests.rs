@@ -1,14 +1,15 @@
 //! The rules of `compile`: a table per rule.
 
 use core::net::IpAddr;
+use std::collections::BTreeSet;
 
 use rstest::rstest;
 
 use super::*;
 use crate::model::arbitrary::{self, OWN_NODE};
 use crate::model::{
-    ClusterIps, Conditions, EndpointFacts, Fault, Node, Protocol, Reason, ServicePort, ServiceType,
-    SliceName, SlicePort, TrafficPolicy,
+    Change, ClusterIps, Conditions, EndpointFacts, Event, Fault, Node, Protocol, Reason, ServicePort,
+    ServiceType, SliceName, SlicePort, TrafficPolicy,
 };
 
 fn node(zone: &str) -> NodeContext {
@@ -49,6 +50,22 @@ fn ready(addr: &str) -> EndpointFacts {
         zone_hints: vec![],
         node_hints: vec![],
     }
+}
+
+/// What is known of a Service is compiled, and nothing comes of one that is not there.
+#[test]
+fn a_service_is_compiled_with_its_own_slices_and_on_its_node() {
+    let mut state = ClusterState::new(OWN_NODE.into());
+    let slices = [slice("a", &[slice_port("", Protocol::Tcp, 8080)], &[ready("10.0.0.1")])];
+    let all = [Event::Service(Change::Apply(service())), Event::Slice(Change::Apply(slices[0].clone()))];
+    for event in all {
+        state.apply(event, &mut BTreeSet::new());
+    }
+    let name = ServiceName::new("ns", "web");
+    let compiled = state.compile(&name);
+    assert_eq!(compiled, compile(&service(), slices.iter(), state.node()));
+    assert_eq!(compiled.ports[0].cluster.len(), 1);
+    assert_eq!(state.compile(&ServiceName::new("ns", "other")), Compiled::default());
 }
 
 /// One word per endpoint: R(eady), T(erminating, serving), N(either), P(ublished though terminating), S(erving, neither
