@@ -330,12 +330,7 @@ impl Owner {
 
     /// How large the maps must be for everything that is known now.
     fn need(&self) -> Capacities {
-        self.with_affinity(Need::of(&self.state, self.node_addresses.entries().len()).capacities())
-    }
-
-    /// The same with room for affinity, which does not depend on what is known.
-    const fn with_affinity(&self, capacities: Capacities) -> Capacities {
-        Capacities { affinity: self.settings.affinity_clients, ..capacities }
+        Need::of(&self.state, self.node_addresses.entries().len()).capacities()
     }
 
     /// Loads the programs over maps that are large enough. Whatever fails changes nothing.
@@ -351,7 +346,8 @@ impl Owner {
     /// The same over smaller maps, those that are there if there are any, when large ones cannot be had: what fits follows its
     /// endpoints.
     fn load_what_is_possible(&self) -> Result<(Loaded, Option<LoadError>), LoadError> {
-        let (need, smallest) = (self.need(), self.with_affinity(Need::default().capacities()));
+        let need = Capacities { affinity: self.settings.affinity_clients, ..self.need() };
+        let smallest = Capacities { affinity: 1, ..Need::default().capacities() };
         match self.load(need) {
             Ok(loaded) => Ok((loaded, None)),
             // What is wrong with both is not the size.
@@ -539,6 +535,8 @@ impl Owner {
         }
         let now = running.capacities;
         let need = need::with_room(self.need().at_least(&now), &now, self.left_out.values());
+        // That of affinity is what was asked for at the start, or what could be had.
+        let need = Capacities { affinity: now.affinity, ..need };
         if need == now {
             return Ok(());
         }

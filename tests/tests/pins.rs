@@ -122,6 +122,30 @@ impl Drop for Block {
     }
 }
 
+/// SA-2, 1.4-map-size: nobody is served less because more was asked for than can be had.
+#[test]
+fn an_agent_that_cannot_have_more_room_for_affinity_goes_on_with_what_is_there() {
+    needs_root!();
+    let set = Set::new("affinity-room");
+    let agent = set.start();
+    let before = ids(&set);
+    agent.stop().unwrap();
+    let block = set.block(maps::AFFINITY);
+    let agent = Agent::start_with(set.net.node(1), &set.home, &["--map-max-affinity", "30000"]).unwrap();
+    assert!(set.home.log().contains("cannot grow the maps"), "{}", set.home.log());
+    assert_eq!(ids(&set), before);
+    set.reaches(1, 1);
+    set.home.apply("first", &objects(1, 2)).unwrap();
+    set.reaches(1, 2);
+
+    // Other maps grow all the same.
+    set.apply_many();
+    set.reaches(MANY, 1);
+    agent.stop().unwrap();
+    drop(block);
+    drop(set.start());
+}
+
 /// 1.4-map-size, 2.25-map-full.
 #[test]
 fn an_agent_that_cannot_enlarge_its_maps_serves_what_fits_and_names_the_rest() {

@@ -118,7 +118,7 @@ fn wanted(capacities: &Capacities, name: &str) -> Option<u32> {
 }
 
 /// Elements of an LRU map that each CPU may keep for itself, where no other one finds them (`LOCAL_FREE_TARGET` in
-/// kernel/bpf/bpf_lru_list.c; kernels from 6.17 on take fewer in small maps).
+/// kernel/bpf/bpf_lru_list.c).
 const LRU_RESERVE: u32 = 128;
 
 /// How many entries an LRU map must have so that this many are there for every CPU.
