@@ -131,7 +131,7 @@ fn an_agent_that_cannot_have_more_room_for_affinity_goes_on_with_what_is_there()
     let before = ids(&set);
     agent.stop().unwrap();
     let block = set.block(maps::AFFINITY);
-    let agent = Agent::start_with(set.net.node(1), &set.home, &["--map-max-affinity", "30000"]).unwrap();
+    let agent = Agent::start_with(set.net.node(1), &set.home, ["--map-max-affinity", "30000"]).unwrap();
     assert!(set.home.log().contains("cannot grow the maps"), "{}", set.home.log());
     assert_eq!(ids(&set), before);
     set.reaches(1, 1);
