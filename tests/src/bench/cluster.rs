@@ -124,7 +124,12 @@ impl Pipeline {
                 })
                 .collect();
             let Outcome { writes: done, left_out, .. } = self.reconciler.apply(&desired)?;
-            anyhow::ensure!(left_out.is_empty(), "the maps are too small: {left_out:?}");
+            anyhow::ensure!(
+                left_out.is_empty(),
+                "the maps are too small for {} ports, among them {:?}",
+                left_out.len(),
+                left_out.first()
+            );
             writes += done;
         }
         Ok(writes)

@@ -106,7 +106,8 @@ fn empty(services: u32, endpoints: u32) -> Result<(Bpffs, PinDir, Reconciler)> {
     let slots = services * endpoints.next_power_of_two();
     let room = |entries: u32| entries + entries / 4 + 4096;
     let need = Capacities {
-        frontends: room(services),
+        // One for the port, one for all other ports of the ClusterIP.
+        frontends: room(2 * services),
         services: room(services),
         slots: room(slots),
         backends: room(services * endpoints),
