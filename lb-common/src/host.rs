@@ -1,14 +1,22 @@
 //! The data path's traits over plain memory: the same decisions, on any machine.
 
 use core::cell::{Cell, RefCell};
-use std::{collections::BTreeMap, vec::Vec};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
 
 use crate::{
     abi::{
-        Addr, Address, Affinity, AffinityKey, Backend, BackendId, Config, Frontend, FrontendKey, L4Addr,
-        Netns, Reason, Run, Service, ServiceFlags, ServiceId, Slot, SockTcp, SockUdp, UdpPeer,
+        Addr, Addr4, Address, Affinity, AffinityKey, Backend, BackendId, Config, Device, Flow, FlowAddr,
+        FlowKey, FlowState, Frontend, FrontendKey, L4Addr, Netns, Reason, Run, Service, ServiceFlags, ServiceId,
+        Slot, SockTcp, SockUdp, UdpPeer,
     },
-    datapath::{sock::Socket, tables::Tables},
+    datapath::{
+        packet::{Flows, Route, Table},
+        sock::Socket,
+        tables::Tables,
+    },
 };
 
 /// Maps as ordered trees. `random` returns the numbers it was given, then 0 for ever.
@@ -40,6 +48,149 @@ pub struct MemTables {
     pub counts: RefCell<BTreeMap<Reason, u64>>,
     /// Frontends that the next look-ups return instead of the right one, last one first.
     pub foreign: RefCell<Vec<Frontend>>,
+    /// `lb_devices`
+    pub devices: BTreeMap<u32, Device>,
+    /// Where addresses are. What is not there is behind [`MemTables::default_route`].
+    pub routes: BTreeMap<Addr, Route>,
+    /// Where all other addresses are; 0 means nowhere.
+    pub default_route: u32,
+    /// Who is in the source ranges of a service port.
+    pub allowed: BTreeSet<(ServiceId, Addr)>,
+    /// Ports for masquerading.
+    pub ports: Vec<u16>,
+    /// `lb_new4`, `lb_flows4`
+    pub flows4: MemFlows<Addr4>,
+    /// `lb_new6`, `lb_flows6`
+    pub flows6: MemFlows<Addr>,
+}
+
+/// The flow tables of one family.
+#[derive(Debug)]
+pub struct MemFlows<A> {
+    /// Flows that have not proved both directions.
+    pub new: RefCell<BTreeMap<FlowKey<A>, Flow<A>>>,
+    /// Flows that have.
+    pub kept: RefCell<BTreeMap<FlowKey<A>, Flow<A>>>,
+    /// Entries that [`MemFlows::kept`] has room for.
+    pub room: Cell<usize>,
+    /// What the next look-ups do not find although it is there, as if it came a moment later.
+    pub late: Cell<u32>,
+    /// Writes so far.
+    pub writes: Cell<u32>,
+}
+
+impl<A> Default for MemFlows<A> {
+    fn default() -> Self {
+        Self {
+            new: RefCell::default(),
+            kept: RefCell::default(),
+            room: Cell::new(usize::MAX),
+            late: Cell::new(0),
+            writes: Cell::new(0),
+        }
+    }
+}
+
+impl<A: FlowAddr> MemFlows<A> {
+    const fn table(&self, table: Table) -> &RefCell<BTreeMap<FlowKey<A>, Flow<A>>> {
+        match table {
+            Table::New => &self.new,
+            Table::Kept => &self.kept,
+        }
+    }
+
+    fn wrote(&self) {
+        self.writes.set(self.writes.get().saturating_add(1));
+    }
+
+    fn change(&self, table: Table, key: &FlowKey<A>, change: impl FnOnce(&mut Flow<A>)) {
+        if let Some(flow) = self.table(table).borrow_mut().get_mut(key) {
+            self.wrote();
+            change(flow);
+        }
+    }
+}
+
+/// A family, whose tables are its own.
+pub trait Family: FlowAddr {
+    /// The tables of this family.
+    fn of(tables: &MemTables) -> &MemFlows<Self>;
+}
+
+impl Family for Addr4 {
+    fn of(tables: &MemTables) -> &MemFlows<Self> {
+        &tables.flows4
+    }
+}
+
+impl Family for Addr {
+    fn of(tables: &MemTables) -> &MemFlows<Self> {
+        &tables.flows6
+    }
+}
+
+impl<A: Family> Flows<A> for MemTables {
+    fn flow(&self, key: &FlowKey<A>) -> Option<(Flow<A>, Table)> {
+        let tables = A::of(self);
+        let late = tables.late.get();
+        if late != 0 {
+            tables.late.set(late.saturating_sub(1));
+            return None;
+        }
+        [Table::Kept, Table::New]
+            .into_iter()
+            .find_map(|table| Some((tables.table(table).borrow().get(key).copied()?, table)))
+    }
+
+    fn put_flow(&self, table: Table, key: &FlowKey<A>, flow: &Flow<A>, replaces: bool) -> bool {
+        let tables = A::of(self);
+        let mut entries = tables.table(table).borrow_mut();
+        let known = entries.contains_key(key);
+        let full = table == Table::Kept && !known && entries.len() >= tables.room.get();
+        let writes = !full && (replaces || !known);
+        if writes {
+            tables.wrote();
+            entries.insert(*key, *flow);
+        }
+        writes
+    }
+
+    fn remove_flow(&self, table: Table, key: &FlowKey<A>) {
+        A::of(self).table(table).borrow_mut().remove(key);
+    }
+
+    fn put_seen(&self, table: Table, key: &FlowKey<A>, now_s: u32) {
+        A::of(self).change(table, key, |flow| flow.seen_s = now_s);
+    }
+
+    fn put_state(&self, table: Table, key: &FlowKey<A>, state: FlowState) {
+        A::of(self).change(table, key, |flow| flow.state = state);
+    }
+
+    fn now_s(&self) -> u32 {
+        u32::try_from(self.now_ms.get() / 1000).unwrap_or(u32::MAX)
+    }
+
+    fn device(&self, ifindex: u32) -> Option<Device> {
+        self.devices.get(&ifindex).copied()
+    }
+
+    fn route(&self, key: &FlowKey<A>) -> Route {
+        let fallback = match self.default_route {
+            0 => Route::None,
+            ifindex => Route::Out { ifindex },
+        };
+        self.routes.get(&key.dst.widen()).copied().unwrap_or(fallback)
+    }
+
+    fn masquerade_port(&self, random: u32) -> Option<u16> {
+        let count = u32::try_from(self.ports.len()).ok()?;
+        self.ports.get(random.checked_rem(count)? as usize).copied()
+    }
+
+    fn allows(&self, service: ServiceId, client: Addr) -> bool {
+        self.allowed.contains(&(service, client))
+    }
 }
 
 impl MemTables {

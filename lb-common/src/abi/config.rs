@@ -75,6 +75,32 @@ impl SocketLb {
     }
 }
 
+/// How packets are served, beyond what their frontends say.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct PacketLb {
+    /// The bits.
+    pub bits: u32,
+}
+
+impl PacketLb {
+    /// Cluster IPs are served to clients outside too.
+    pub const EXTERNAL_CLUSTER_IP: Self = Self { bits: 1 };
+    /// No backend sees a client's address (MQ-1).
+    pub const MASQUERADE_ALL: Self = Self { bits: 2 };
+
+    /// Whether every bit of `other` is set.
+    pub const fn has(self, other: Self) -> bool {
+        self.bits & other.bits == other.bits
+    }
+
+    /// Both sets of bits.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self { bits: self.bits | other.bits }
+    }
+}
+
 /// Value of `lb_config`.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -89,16 +115,27 @@ pub struct Config {
     pub netns_entries: u32,
     /// Zero.
     pub pad: u32,
+    /// How packets are served.
+    pub packets: PacketLb,
+    /// How many entries of the list of ports for masquerading count.
+    pub masquerade_ports: u32,
 }
 
 impl Config {
     /// Words of one value.
-    pub const WORDS: usize = 2;
+    pub const WORDS: usize = 3;
     /// The word of [`Config::netns_entries`], which the agent does not store.
     pub const NETNS_WORD: usize = 1;
     /// No NodePort, nobody served: what an empty map means.
-    pub const OFF: Self =
-        Self { node_port_min: 0, node_port_max: 0, socket_lb: SocketLb::NONE, netns_entries: 0, pad: 0 };
+    pub const OFF: Self = Self {
+        node_port_min: 0,
+        node_port_max: 0,
+        socket_lb: SocketLb::NONE,
+        netns_entries: 0,
+        pad: 0,
+        packets: PacketLb { bits: 0 },
+        masquerade_ports: 0,
+    };
 
     /// Whether a NodePort frontend may exist for `port`. Port 0 is never one.
     pub const fn may_be_node_port(&self, port: u16) -> bool {
@@ -106,19 +143,29 @@ impl Config {
     }
 }
 
-impl Words<2> for Config {
-    fn to_words(&self) -> [u64; 2] {
+impl Words<3> for Config {
+    fn to_words(&self) -> [u64; 3] {
         [
             join32(join16(self.node_port_min, self.node_port_max), self.socket_lb.bits),
             join32(self.netns_entries, self.pad),
+            join32(self.packets.bits, self.masquerade_ports),
         ]
     }
 
-    fn from_words([first, second]: [u64; 2]) -> Self {
+    fn from_words([first, second, third]: [u64; 3]) -> Self {
         let (ports, bits) = split32(first);
         let (node_port_min, node_port_max) = split16(ports);
         let (netns_entries, pad) = split32(second);
-        Self { node_port_min, node_port_max, socket_lb: SocketLb { bits }, netns_entries, pad }
+        let (packets, masquerade_ports) = split32(third);
+        Self {
+            node_port_min,
+            node_port_max,
+            socket_lb: SocketLb { bits },
+            netns_entries,
+            pad,
+            packets: PacketLb { bits: packets },
+            masquerade_ports,
+        }
     }
 }
 
@@ -132,14 +179,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_config_survives_its_words(words: [u64; 2]) {
+        fn a_config_survives_its_words(words: [u64; 3]) {
             prop_assert_eq!(Config::from_words(words).to_words(), words);
         }
     }
 
     #[test]
     fn an_empty_map_means_no_node_port_and_nobody_served() {
-        let config = Config::from_words([0, 0]);
+        let config = Config::from_words([0; 3]);
         assert_eq!(config, Config::OFF);
         assert!(!config.may_be_node_port(0));
         assert!(!config.may_be_node_port(30_000));

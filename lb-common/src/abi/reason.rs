@@ -26,11 +26,31 @@ pub enum Reason {
     Restricted = 9,
     /// A client with session affinity was given another backend than it had before.
     AffinityMoved = 10,
+    /// A packet opened a flow to a backend.
+    Flow = 11,
+    /// A packet to a service port without endpoints, or to an unused port of a cluster IP, was refused.
+    RefusedPacket = 12,
+    /// A packet was dropped: policy Local, and all endpoints are on other nodes.
+    DroppedElsewhere = 13,
+    /// A packet was dropped: its sender is not in the source ranges.
+    DroppedRestricted = 14,
+    /// A packet was dropped: no port is free for masquerading towards this backend.
+    NoPort = 15,
+    /// A packet was dropped: no route leads to the backend, or by a device that is not served.
+    NoRoute = 16,
+    /// A packet was dropped: its flow could not be written.
+    NoFlow = 17,
+    /// A flow that proved both directions could not be kept: the table is full.
+    NotKept = 18,
+    /// A packet was dropped: it has been forwarded too often.
+    TtlExceeded = 19,
+    /// A packet from outside with an address of this node as its source was left alone.
+    Martian = 20,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 21] = [
         Self::Connect,
         Self::Send,
         Self::RefusedConnect,
@@ -42,6 +62,16 @@ impl Reason {
         Self::Elsewhere,
         Self::Restricted,
         Self::AffinityMoved,
+        Self::Flow,
+        Self::RefusedPacket,
+        Self::DroppedElsewhere,
+        Self::DroppedRestricted,
+        Self::NoPort,
+        Self::NoRoute,
+        Self::NoFlow,
+        Self::NotKept,
+        Self::TtlExceeded,
+        Self::Martian,
     ];
 
     /// Name in metrics and tools.
@@ -58,6 +88,16 @@ impl Reason {
             Self::Elsewhere => "elsewhere",
             Self::Restricted => "restricted",
             Self::AffinityMoved => "affinity_moved",
+            Self::Flow => "flow",
+            Self::RefusedPacket => "refused_packet",
+            Self::DroppedElsewhere => "dropped_elsewhere",
+            Self::DroppedRestricted => "dropped_restricted",
+            Self::NoPort => "no_port",
+            Self::NoRoute => "no_route",
+            Self::NoFlow => "no_flow",
+            Self::NotKept => "not_kept",
+            Self::TtlExceeded => "ttl_exceeded",
+            Self::Martian => "martian",
         }
     }
 
@@ -81,6 +121,18 @@ impl Reason {
                 "connections and datagrams to load-balancer addresses left alone: the client may not be in the source ranges"
             }
             Self::AffinityMoved => "connections of clients with affinity whose former backend is gone",
+            Self::Flow => "flows opened by packets",
+            Self::RefusedPacket => "packets refused: no endpoint, or no such port of the cluster IP",
+            Self::DroppedElsewhere => "packets dropped: policy Local, and all endpoints are on other nodes",
+            Self::DroppedRestricted => "packets dropped: their sender is not in the source ranges",
+            Self::NoPort => "packets dropped: no port is free for masquerading towards their backend",
+            Self::NoRoute => {
+                "packets dropped: no route leads to their backend, or one by a device that is not served"
+            }
+            Self::NoFlow => "packets dropped: their flow could not be written",
+            Self::NotKept => "packets of flows that could not be kept because the table is full",
+            Self::TtlExceeded => "packets dropped: they have been forwarded too often",
+            Self::Martian => "packets from outside with an address of this node as their source, left alone",
         }
     }
 }

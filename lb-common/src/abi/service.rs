@@ -77,6 +77,8 @@ impl ServiceFlags {
     pub const RESTRICTED: Self = Self { bits: 2 };
     /// This node's own address is in one of those ranges (SR-3).
     pub const HOST_ALLOWED: Self = Self { bits: 4 };
+    /// Clients outside use the local run of every frontend but the cluster IP (`externalTrafficPolicy: Local`).
+    pub const EXTERNAL_LOCAL: Self = Self { bits: 8 };
 
     /// Whether every bit of `other` is set.
     pub const fn has(self, other: Self) -> bool {

@@ -3,6 +3,7 @@
 //! [`tables::Tables`] is the world (maps, randomness, clock, counters), [`sock::Socket`] is the socket at hand. The BPF
 //! programs implement them over kernel helpers, [`crate::host`] over memory.
 
+pub mod packet;
 pub mod select;
 pub mod sock;
 #[cfg(test)]

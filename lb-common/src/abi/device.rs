@@ -1,0 +1,32 @@
+//! Network devices whose packets are served.
+
+use super::{Addr, Addr4};
+
+/// Value of `lb_devices`, by interface index: what programs must know of a device.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Device {
+    /// Source of what is masqueraded and leaves by this device, IPv6; unspecified where there is none.
+    pub v6: Addr,
+    /// The same of IPv4.
+    pub v4: Addr4,
+    /// Bits: [`Device::PODS`] and others.
+    pub bits: u32,
+}
+
+impl Device {
+    /// Local pods are behind it: who sends here is a pod of this node.
+    pub const PODS: u32 = 1;
+    /// Those behind it reach each other without passing it (a bridge): what one of them sends to another is masqueraded, or
+    /// the answer would not be seen.
+    pub const SHARED: u32 = 2;
+    /// A device that is not served.
+    pub const NONE: Self = Self { v6: Addr::ANY_V6, v4: Addr4 { octets: [0; 4] }, bits: 0 };
+
+    /// Whether every bit of `bits` is set.
+    pub const fn has(&self, bits: u32) -> bool {
+        self.bits & bits == bits
+    }
+}
+
+const _: () = assert!(size_of::<Device>() == 24, "no implicit padding");
