@@ -13,7 +13,7 @@ use crate::{
         Slot, SockTcp, SockUdp, UdpPeer,
     },
     datapath::{
-        packet::{Flows, Route, Table},
+        packet::{self, Flows, Former, Route, Table, Verdict, parse::Headers},
         sock::Socket,
         tables::Tables,
     },
@@ -130,16 +130,17 @@ impl Family for Addr {
 }
 
 impl<A: Family> Flows<A> for MemTables {
-    fn flow(&self, key: &FlowKey<A>) -> Option<(Flow<A>, Table)> {
+    fn flow(&self, key: &FlowKey<A>, into: &mut Flow<A>) -> Option<Table> {
         let tables = A::of(self);
         let late = tables.late.get();
         if late != 0 {
             tables.late.set(late.saturating_sub(1));
             return None;
         }
-        [Table::Kept, Table::New]
-            .into_iter()
-            .find_map(|table| Some((tables.table(table).borrow().get(key).copied()?, table)))
+        [Table::Kept, Table::New].into_iter().find(|table| {
+            let entries = tables.table(*table).borrow();
+            entries.get(key).inspect(|flow| *into = **flow).is_some()
+        })
     }
 
     fn put_flow(&self, table: Table, key: &FlowKey<A>, flow: &Flow<A>, replaces: bool) -> bool {
@@ -190,6 +191,10 @@ impl<A: Family> Flows<A> for MemTables {
 
     fn allows(&self, service: ServiceId, client: Addr) -> bool {
         self.allowed.contains(&(service, client))
+    }
+
+    fn open(&self, ifindex: u32, packet: &Headers<A>, former: Option<&Former<A>>) -> Verdict<A> {
+        packet::open(self, ifindex, packet, former)
     }
 }
 

@@ -3,15 +3,21 @@
 #![no_main]
 #![expect(clippy::needless_pass_by_value, reason = "the macros call entry points with the context by value")]
 
+mod flows;
 mod license;
 mod log;
 mod maps;
 mod netns;
 mod panic;
+mod skb;
 mod sock;
 mod tables;
+mod tc;
 
-use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use aya_ebpf::{
+    macros::{cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, TcContext},
+};
 use sock::{SockAddr4, SockAddr6};
 
 /// connect() of an `AF_INET` socket.
@@ -67,4 +73,16 @@ fn lb_getpeername6(ctx: SockAddrContext) -> i32 {
 fn lb_ask_netns(ctx: SockAddrContext) -> i32 {
     netns::answer(&ctx);
     sock::ALLOW
+}
+
+/// Packets that come from a device.
+#[classifier]
+fn lb_tc_ingress(ctx: TcContext) -> i32 {
+    tc::frame(&ctx, tc::Side::Ingress)
+}
+
+/// Packets that leave by a device.
+#[classifier]
+fn lb_tc_egress(ctx: TcContext) -> i32 {
+    tc::frame(&ctx, tc::Side::Egress)
 }

@@ -4,12 +4,12 @@
 
 use aya_ebpf::{
     Global,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage},
     macros::btf_map,
 };
 use lb_common::abi::{
-    Addr, Address, Affinity, AffinityKey, Backend, Config, Frontend, FrontendKey, Netns, Service, Slot,
-    SockTcp, SockUdp,
+    Addr, Addr4, Address, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey,
+    Netns, PortList, RangeKey, Service, Slot, SockTcp, SockUdp,
     maps::{AFFINITY_ENTRIES, MIN_ENTRIES, MMAPABLE, NO_PREALLOC},
     meta,
 };
@@ -49,6 +49,27 @@ pub(crate) static SOCK_UDP: SkStorage<SockUdp> = SkStorage::new();
 #[btf_map(name = "lb_affinity")]
 pub(crate) static AFFINITY: LruHashMap<AffinityKey, Affinity, { AFFINITY_ENTRIES as usize }> =
     LruHashMap::new();
+/// Devices whose packets are served, by interface index.
+#[btf_map(name = "lb_devices")]
+pub(crate) static DEVICES: HashMap<u32, Device, { MIN_ENTRIES as usize }, NO_PREALLOC> = HashMap::new();
+/// Who may use load-balancer addresses of Services with source ranges.
+#[btf_map(name = "lb_src_ranges")]
+pub(crate) static SRC_RANGES: LpmTrie<RangeKey, u32, { MIN_ENTRIES as usize }> = LpmTrie::new();
+/// Ports for masquerading.
+#[btf_map(name = "lb_ports")]
+pub(crate) static PORTS: Array<PortList, { PortList::ENTRIES as usize }, MMAPABLE> = Array::new();
+/// IPv4 flows that have not proved both directions.
+#[btf_map(name = "lb_new4")]
+pub(crate) static NEW4: LruHashMap<FlowKey<Addr4>, Flow<Addr4>, 1> = LruHashMap::new();
+/// IPv4 flows that have.
+#[btf_map(name = "lb_flows4")]
+pub(crate) static FLOWS4: HashMap<FlowKey<Addr4>, Flow<Addr4>, 1> = HashMap::new();
+/// IPv6 flows that have not proved both directions.
+#[btf_map(name = "lb_new6")]
+pub(crate) static NEW6: LruHashMap<FlowKey<Addr>, Flow<Addr>, 1> = LruHashMap::new();
+/// IPv6 flows that have.
+#[btf_map(name = "lb_flows6")]
+pub(crate) static FLOWS6: HashMap<FlowKey<Addr>, Flow<Addr>, 1> = HashMap::new();
 /// Counters by reason.
 #[btf_map(name = "lb_reasons")]
 pub(crate) static REASONS: PerCpuArray<u64, { lb_common::abi::Reason::ALL.len() }> = PerCpuArray::new();
@@ -63,3 +84,6 @@ pub(crate) static LB_HAS_SET_RETVAL: Global<u32> = Global::new(0);
 /// subflow.
 #[unsafe(no_mangle)]
 pub(crate) static LB_HAS_MPTCP: Global<u32> = Global::new(0);
+/// Whether `bpf_ktime_get_coarse_ns` exists (5.11).
+#[unsafe(no_mangle)]
+pub(crate) static LB_HAS_COARSE_CLOCK: Global<u32> = Global::new(0);

@@ -1,6 +1,8 @@
 //! `lb_common::datapath::tables::Tables` over the maps. Copies values out, never hands out map references.
 #![expect(unsafe_code, reason = "map values are read through pointers that the helpers return")]
 
+use core::{ffi::c_void, ptr};
+
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
@@ -15,8 +17,18 @@ use lb_common::{
 
 use crate::maps;
 
-/// The maps of this object.
-pub(crate) struct BpfTables;
+/// The maps of this object, and where the program runs.
+pub(crate) struct BpfTables {
+    /// The program's context, for the kernel's routes; null where nobody asks for them.
+    pub(crate) ctx: *mut c_void,
+    /// The device of the packet at hand.
+    pub(crate) ifindex: u32,
+}
+
+impl BpfTables {
+    /// For programs that see no packets.
+    pub(crate) const SOCKETS: Self = Self { ctx: ptr::null_mut(), ifindex: 0 };
+}
 
 /// Loads one aligned word of a map value whole; the agent stores it whole.
 ///
@@ -135,7 +147,9 @@ impl Tables for BpfTables {
         let first = unsafe { load_word(value, 0) };
         // SAFETY: as above.
         let second = unsafe { load_word(value, 1) };
-        Config::from_words([first, second])
+        // SAFETY: as above.
+        let third = unsafe { load_word(value, 2) };
+        Config::from_words([first, second, third])
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! Network devices whose packets are served.
 
-use super::{Addr, Addr4};
+use super::{Addr, Addr4, ServiceId};
 
 /// Value of `lb_devices`, by interface index: what programs must know of a device.
 #[repr(C, align(8))]
@@ -29,4 +29,34 @@ impl Device {
     }
 }
 
+/// Data of a key of `lb_src_ranges`, an LPM trie: a service port and a prefix of clients' addresses. The prefix length counts the bits
+/// of both.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RangeKey {
+    /// Which one.
+    pub service: ServiceId,
+    /// Network order; what is beyond the prefix is zero.
+    pub addr: [u8; 16],
+}
+
+impl RangeKey {
+    /// The length of a prefix that is one address.
+    pub const BITS: u32 = 32 + 128;
+}
+
+/// Value of `lb_ports`: four ports for masquerading in one word.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct PortList {
+    /// The lowest 16 bits are the first one.
+    pub four: u64,
+}
+
+impl PortList {
+    /// Entries of the map: room for every port.
+    pub const ENTRIES: u32 = 1 << 14;
+}
+
+const _: () = assert!(size_of::<RangeKey>() == 20, "no implicit padding");
 const _: () = assert!(size_of::<Device>() == 24, "no implicit padding");

@@ -11,8 +11,8 @@ use super::{Addr, BackendId, Device, L4Addr, Proto, ServiceId, join16};
 ///
 /// The flow tables are the only maps that are split by family: millions of entries, and IPv4 ones are half as large.
 pub trait FlowAddr: Copy + PartialEq + Eq + PartialOrd + Ord + Debug {
-    /// Bytes of an address.
-    const LEN: usize;
+    /// The unspecified address.
+    const ZERO: Self;
     /// As 16 bytes, the form of every other map.
     fn widen(self) -> Addr;
     /// The family's part of an address of that family. What it gives for the other family means nothing.
@@ -39,7 +39,7 @@ pub struct Addr4 {
 }
 
 impl FlowAddr for Addr4 {
-    const LEN: usize = 4;
+    const ZERO: Self = Self { octets: [0; 4] };
 
     #[inline(always)]
     fn widen(self) -> Addr {
@@ -64,7 +64,7 @@ impl FlowAddr for Addr4 {
 }
 
 impl FlowAddr for Addr {
-    const LEN: usize = 16;
+    const ZERO: Self = Self::ANY_V6;
 
     #[inline(always)]
     fn widen(self) -> Addr {
@@ -275,6 +275,24 @@ pub struct Opened {
 }
 
 impl<A: FlowAddr> Flow<A> {
+    /// Nobody's.
+    pub const NONE: Self = Self {
+        src: A::ZERO,
+        dst: A::ZERO,
+        sport: 0,
+        dport: 0,
+        ifindex: 0,
+        backend: BackendId::NONE,
+        generation: 0,
+        service: ServiceId { index: 0 },
+        seen_s: 0,
+        direction: 0,
+        state: FlowState::NEW,
+        bits: FlowBits { bits: 0 },
+        pad: 0,
+        check: 0,
+    };
+
     /// The entry of `key`: its packets become packets of `after`.
     #[inline(always)]
     pub fn new(key: &FlowKey<A>, after: &FlowKey<A>, direction: Direction, opened: &Opened) -> Self {
@@ -324,6 +342,12 @@ impl<A: FlowAddr> Flow<A> {
         self.rewritten(key).reversed()
     }
 
+    /// Whether packets become those of `after`.
+    #[inline(always)]
+    pub fn leads_to(&self, after: &FlowKey<A>) -> bool {
+        self.src == after.src && self.dst == after.dst && self.sport == after.sport && self.dport == after.dport
+    }
+
     /// Whether the entry is that of `key`, and whole: the kernel reuses freed elements of a hash while they are read.
     #[inline(always)]
     pub fn is_of(&self, key: &FlowKey<A>) -> bool {
@@ -339,7 +363,7 @@ impl<A: FlowAddr> Flow<A> {
     #[inline(always)]
     fn fold(&self, key: &FlowKey<A>) -> u32 {
         let x = key.fold(0x666c);
-        let x = self.rewritten(key).fold(x);
+        let x = step(self.dst.fold(self.src.fold(x)), join16(self.sport, self.dport));
         let kind = join16(u16::from(self.direction), u16::from(self.bits.bits));
         let x = step(step(step(x, kind), self.ifindex), self.service.index);
         step(step(x, self.backend.index), self.generation) | 1

@@ -28,6 +28,7 @@ mod track_tests;
 
 
 use crate::abi::{Addr, Device, Flow, FlowAddr, FlowKey, FlowState, ServiceId};
+pub use open::open;
 use parse::Headers;
 
 use super::tables::Tables;
@@ -57,8 +58,8 @@ pub enum Route {
 
 /// What packets of one family may ask of the world.
 pub trait Flows<A: FlowAddr>: Tables {
-    /// The entry of a key, and where it is: [`Table::Kept`] first. May be another key's, see [`Flow::is_of`].
-    fn flow(&self, key: &FlowKey<A>) -> Option<(Flow<A>, Table)>;
+    /// Copies the entry of a key, and says where it is: [`Table::Kept`] first. May be another key's, see [`Flow::is_of`].
+    fn flow(&self, key: &FlowKey<A>, into: &mut Flow<A>) -> Option<Table>;
     /// Writes an entry; without `replaces` only where there is none. False if nothing was written.
     fn put_flow(&self, table: Table, key: &FlowKey<A>, flow: &Flow<A>, replaces: bool) -> bool;
     /// Deletes an entry.
@@ -77,6 +78,8 @@ pub trait Flows<A: FlowAddr>: Tables {
     fn masquerade_port(&self, random: u32) -> Option<u16>;
     /// Whether `client` is in the source ranges of a service port (SR-2).
     fn allows(&self, service: ServiceId, client: Addr) -> bool;
+    /// [`open()`], in a frame of its own where frames are small.
+    fn open(&self, ifindex: u32, packet: &Headers<A>, former: Option<&Former<A>>) -> Verdict<A>;
 }
 
 /// What happens to a packet.
@@ -101,6 +104,15 @@ pub struct Translation<A> {
     pub way: Way,
 }
 
+/// A flow that is over and had the same ends as the one that begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Former<A> {
+    /// Where its client's entry is.
+    pub table: Table,
+    /// The key of its answers; that of its client where it had none.
+    pub answers: FlowKey<A>,
+}
+
 /// Where a packet goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
@@ -118,9 +130,10 @@ pub enum Way {
 /// Decides a packet that comes from the device `ifindex`.
 #[inline(always)]
 pub fn ingress<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, packet: &Headers<A>) -> Verdict<A> {
-    match track::find(world, &packet.key) {
-        Some(found) => track::ingress(world, ifindex, packet, &found),
-        None if packet.opens() => open::open(world, ifindex, packet, None),
+    let mut flow = Flow::NONE;
+    match track::find(world, &packet.key, &mut flow) {
+        Some(table) => track::ingress(world, ifindex, packet, (&flow, table)),
+        None if packet.opens() => world.open(ifindex, packet, None),
         None => Verdict::Pass,
     }
 }
@@ -128,8 +141,9 @@ pub fn ingress<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, packet: &Heade
 /// Decides a packet that leaves by the device `ifindex`.
 #[inline(always)]
 pub fn egress<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, packet: &Headers<A>) -> Verdict<A> {
-    match track::find(world, &packet.key) {
-        Some(found) => track::egress(world, ifindex, packet, &found),
+    let mut flow = Flow::NONE;
+    match track::find(world, &packet.key, &mut flow) {
+        Some(table) => track::egress(world, ifindex, packet, (&flow, table)),
         None => {
             open::note_foreign(world, packet);
             Verdict::Pass

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     abi::{
-        Addr, Addr4, Address, Backend, BackendId, BackendState, Config, Device, FlowAddr as _, FlowKey, FlowState,
+        Addr, Addr4, Address, Backend, BackendId, BackendState, Config, Device, Flow, FlowAddr as _, FlowKey, FlowState,
         Frontend, FrontendKey, FrontendKind, L4Addr, PacketLb, Proto, Run, Service, ServiceFlags, ServiceId, Slot,
     },
     host::{Family, MemFlows, MemTables},
@@ -236,11 +236,9 @@ impl Net {
     pub(super) fn entry(&self, ends: &str, proto: Proto) -> Option<(Table, FlowState)> {
         let (from, to) = self.ends(ends);
         if self.v6 {
-            let key = FlowKey::<Addr>::new(from, to, proto);
-            self.world.flow(&key).map(|(flow, table)| (table, flow.state))
+            state_of(&self.world, &FlowKey::<Addr>::new(from, to, proto))
         } else {
-            let key = FlowKey::<Addr4>::new(from, to, proto);
-            self.world.flow(&key).map(|(flow, table)| (table, flow.state))
+            state_of(&self.world, &FlowKey::<Addr4>::new(from, to, proto))
         }
     }
 
@@ -288,6 +286,12 @@ impl<A: Ord> Tables for MemFlows<A> {
     fn evict_new(&self) {
         self.new.borrow_mut().clear();
     }
+}
+
+fn state_of<A: Family>(world: &MemTables, key: &FlowKey<A>) -> Option<(Table, FlowState)> {
+    let mut flow = Flow::NONE;
+    let table = world.flow(key, &mut flow)?;
+    Some((table, flow.state))
 }
 
 enum Side {

@@ -1,17 +1,16 @@
 //! The first packet of a flow: who serves it and from which address, or why nobody does.
+//!
+//! Three steps, each in a frame of its own, because a program has 512 bytes for all frames together: who ([`choose_for`]), seen from
+//! where ([`address`]), written down ([`write`]).
 
-use super::{
-    Flows, Route, Table, Translation, Verdict, Way,
-    parse::Headers,
-    track::{Found, find},
-};
+use super::{Flows, Former, Route, Table, Translation, Verdict, Way, parse::Headers, track::find};
 use crate::{
     abi::{
-        Address, Backend, Client, Device, Direction, Flow, FlowAddr, FlowBits, FlowKey, Frontend, FrontendKey,
-        FrontendKind, L4Addr, Opened, PacketLb, Proto, Reason, ServiceFlags,
+        Address, Backend, BackendId, Client, Device, Direction, Flow, FlowAddr, FlowBits, FlowKey, Frontend,
+        FrontendKey, FrontendKind, L4Addr, Opened, PacketLb, Proto, Reason, ServiceFlags, ServiceId,
     },
     datapath::{
-        select::{Chosen, Served, choose},
+        select::{Served, choose},
         tables::owned_frontend,
     },
 };
@@ -21,37 +20,105 @@ const PORT_TRIES: u32 = 43;
 /// Seconds after its last packet before the port of a connection that is over is used again.
 const CLOSED_S: u32 = 2;
 
-/// Who asks.
+/// What becomes of a first packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Asker {
-    /// The interface it is behind.
-    ifindex: u32,
-    device: Device,
+enum Fate {
+    /// It is not ours.
+    Pass,
+    /// Nobody is to answer.
+    Drop,
+    /// The sender is told that nobody serves this.
+    Refuse,
+    /// It has a backend.
+    Served,
 }
 
-impl Asker {
-    /// Whether it is a pod of this node, as opposed to anybody outside.
-    #[inline(always)]
-    const fn is_pod(&self) -> bool {
-        self.device.has(Device::PODS)
-    }
+/// Who serves a flow.
+#[derive(Clone, Copy, Debug)]
+struct Choice {
+    target: L4Addr,
+    backend: BackendId,
+    generation: u32,
+    service: ServiceId,
+    /// [`Device::bits`] of where the client is.
+    device: u32,
 }
 
 /// Decides a packet that may open a flow. `former` is the flow that had the same ends, which is over.
 #[inline(always)]
-pub(super) fn open<A: FlowAddr, W: Flows<A>>(
+pub fn open<A: FlowAddr, W: Flows<A>>(
     world: &W,
     ifindex: u32,
     packet: &Headers<A>,
-    former: Option<&Found<A>>,
+    former: Option<&Former<A>>,
 ) -> Verdict<A> {
-    let Some(frontend) = frontend(world, packet) else { return Verdict::Pass };
-    let Some(device) = world.device(ifindex) else { return Verdict::Pass };
-    let asker = Asker { ifindex, device };
-    match served(world, &asker, packet, frontend) {
-        Ok(served) => choose_and_open(world, &asker, packet, &served, former),
-        Err(verdict) => verdict,
+    let mut choice = Choice {
+        target: packet.key.to(),
+        backend: BackendId::NONE,
+        generation: 0,
+        service: ServiceId { index: 0 },
+        device: 0,
+    };
+    match choose_for(world, ifindex, packet, &mut choice) {
+        Fate::Pass => return Verdict::Pass,
+        Fate::Drop => return Verdict::Drop,
+        Fate::Refuse => return Verdict::Refuse,
+        Fate::Served => {}
     }
+    let mut after = FlowKey {
+        dst: A::narrow(choice.target.addr),
+        dport: choice.target.port,
+        ..packet.key
+    };
+    let mut opened = Opened {
+        ifindex,
+        backend: choice.backend,
+        generation: choice.generation,
+        service: choice.service,
+        bits: FlowBits::default(),
+        now_s: world.now_s(),
+    };
+    match address(world, &choice, &mut after, &mut opened) {
+        None => {}
+        Some(reason) => {
+            world.count(reason);
+            return Verdict::Drop;
+        }
+    }
+    if opened.bits.has(FlowBits::MASQUERADED) && packet.ttl <= 1 {
+        world.count(Reason::TtlExceeded);
+        return Verdict::Drop;
+    }
+    if !write(world, &packet.key, former, (&mut after, &mut opened)) {
+        return Verdict::Drop;
+    }
+    let way = if opened.bits.has(FlowBits::MASQUERADED) { Way::Routed } else { Way::On };
+    Verdict::Translate(Translation { after, way })
+}
+
+/// Who serves a packet's flow. Only where somebody does, `choice` is written.
+#[inline(never)]
+fn choose_for<A: FlowAddr, W: Flows<A>>(
+    world: &W,
+    ifindex: u32,
+    packet: &Headers<A>,
+    choice: &mut Choice,
+) -> Fate {
+    let Some(frontend) = frontend(world, packet) else { return Fate::Pass };
+    let Some(Device { bits: device, .. }) = world.device(ifindex) else { return Fate::Pass };
+    let served = match served(world, device, packet, frontend) {
+        Ok(served) => served,
+        Err(fate) => return fate,
+    };
+    let Some(chosen) = choose(world, &served) else { return Fate::Drop };
+    *choice = Choice {
+        target: chosen.target,
+        backend: chosen.backend,
+        generation: chosen.generation,
+        service: served.service,
+        device,
+    };
+    Fate::Served
 }
 
 /// The frontend of a packet's destination. The order of matching is that of semantics 2.22.
@@ -73,34 +140,35 @@ fn frontend<A: FlowAddr, W: Flows<A>>(world: &W, packet: &Headers<A>) -> Option<
     owned_frontend(world, &FrontendKey::other_ports(to.addr))
 }
 
-/// What the asker meets behind a frontend, or what becomes of its packet without a backend.
+/// What a client behind a device with these bits meets behind a frontend, or what becomes of its packet without a backend.
 #[inline(always)]
 fn served<A: FlowAddr, W: Flows<A>>(
     world: &W,
-    asker: &Asker,
+    device: u32,
     packet: &Headers<A>,
     frontend: Frontend,
-) -> Result<Served, Verdict<A>> {
+) -> Result<Served, Fate> {
     let client = packet.key.src.widen();
     let service = frontend.service;
+    let is_pod = device & Device::PODS != 0;
     let internal =
         frontend.kind == FrontendKind::ClusterIp as u8 || frontend.kind == FrontendKind::OtherPorts as u8;
-    if internal && !asker.is_pod() && !world.config().packets.has(PacketLb::EXTERNAL_CLUSTER_IP) {
+    if internal && !is_pod && !world.config().packets.has(PacketLb::EXTERNAL_CLUSTER_IP) {
         // Cluster addresses are for the cluster.
-        return Err(Verdict::Pass);
+        return Err(Fate::Pass);
     }
     if world.address(&client).is_some() {
         // Our own address, from outside: nobody may answer to that, and the stack says so.
         world.count(Reason::Martian);
-        return Err(Verdict::Pass);
+        return Err(Fate::Pass);
     }
     if frontend.kind == FrontendKind::OtherPorts as u8 {
         world.count(Reason::RefusedPacket);
-        return Err(Verdict::Refuse);
+        return Err(Fate::Refuse);
     }
     let Some((flags, affinity_s)) = world.policy(service) else {
         world.count(Reason::Dangling);
-        return Err(Verdict::Pass);
+        return Err(Fate::Pass);
     };
     // SR-4, NE-5: before everything else.
     if frontend.kind == FrontendKind::LoadBalancer as u8
@@ -108,13 +176,13 @@ fn served<A: FlowAddr, W: Flows<A>>(
         && !world.allows(service, client)
     {
         world.count(Reason::DroppedRestricted);
-        return Err(Verdict::Drop);
+        return Err(Fate::Drop);
     }
     let local = if internal {
         flags.has(ServiceFlags::INTERNAL_LOCAL)
     } else {
         // MQ-4 (a): a pod of this node uses all endpoints.
-        flags.has(ServiceFlags::EXTERNAL_LOCAL) && !asker.is_pod()
+        flags.has(ServiceFlags::EXTERNAL_LOCAL) && !is_pod
     };
     let (run, member) = if local {
         (world.local_run(service), Backend::IN_LOCAL)
@@ -123,129 +191,106 @@ fn served<A: FlowAddr, W: Flows<A>>(
     };
     let Some(run) = run else {
         world.count(Reason::Dangling);
-        return Err(Verdict::Pass);
+        return Err(Fate::Pass);
     };
     if run.is_elsewhere() {
         world.count(Reason::DroppedElsewhere);
-        return Err(Verdict::Drop);
+        return Err(Fate::Drop);
     }
     if run.count == 0 {
         world.count(Reason::RefusedPacket);
-        return Err(Verdict::Refuse);
+        return Err(Fate::Refuse);
     }
     Ok(Served { service, client: Client::of_addr(client), run, affinity_s, member })
 }
 
-/// Chooses a backend and writes both entries.
-#[inline(always)]
-fn choose_and_open<A: FlowAddr, W: Flows<A>>(
-    world: &W,
-    asker: &Asker,
-    packet: &Headers<A>,
-    served: &Served,
-    former: Option<&Found<A>>,
-) -> Verdict<A> {
-    let key = &packet.key;
-    let Some(chosen) = choose(world, served) else { return Verdict::Drop };
-    let to_backend = FlowKey { dst: A::narrow(chosen.target.addr), dport: chosen.target.port, ..*key };
-    let source = match source(world, asker, &to_backend, &chosen) {
-        Ok(source) => source,
-        Err(reason) => {
-            world.count(reason);
-            return Verdict::Drop;
-        }
-    };
-    if source.is_some() && packet.ttl <= 1 {
-        world.count(Reason::TtlExceeded);
-        return Verdict::Drop;
-    }
-    let bits = if source.is_some() { FlowBits::MASQUERADED } else { FlowBits::default() };
-    let opened = Opened {
-        ifindex: asker.ifindex,
-        backend: chosen.backend,
-        generation: chosen.generation,
-        service: served.service,
-        bits,
-        now_s: world.now_s(),
-    };
-    let Some(after) = reserve(world, key, &to_backend, source, &opened) else {
-        world.count(Reason::NoPort);
-        return Verdict::Drop;
-    };
-    let flow = Flow::new(key, &after, Direction::Original, &opened);
-    if !world.put_flow(Table::New, key, &flow, former.is_some()) {
-        return second(world, packet, &after);
-    }
-    if let Some(former) = former {
-        forget(world, key, former, &after.reversed());
-    }
-    world.count(Reason::Flow);
-    let way = if bits.has(FlowBits::MASQUERADED) { Way::Routed } else { Way::On };
-    Verdict::Translate(Translation { after, way })
-}
-
-/// The address of this node that a backend is to see instead of the client's; nothing where it sees the client's own.
+/// Gives `after`, the packet on its way to the backend, the source that the backend is to see: an address of this node, or the
+/// client's own. Gives the reason if there is none.
 ///
 /// A backend on this node answers by way of this node, whoever the client is (MQ-3 leaves that open). So does every backend that
 /// a pod of this node has asked: the answer passes the pod's own device.
-#[inline(always)]
-fn source<A: FlowAddr, W: Flows<A>>(
+#[inline(never)]
+fn address<A: FlowAddr, W: Flows<A>>(
     world: &W,
-    asker: &Asker,
-    to_backend: &FlowKey<A>,
-    chosen: &Chosen,
-) -> Result<Option<A>, Reason> {
-    let hairpin = to_backend.src == to_backend.dst;
+    choice: &Choice,
+    after: &mut FlowKey<A>,
+    opened: &mut Opened,
+) -> Option<Reason> {
+    let is_pod = choice.device & Device::PODS != 0;
+    let shared = choice.device & Device::SHARED != 0;
+    let hairpin = after.src == after.dst;
     let all = world.config().packets.has(PacketLb::MASQUERADE_ALL);
-    let here = world.backend(chosen.backend).is_some_and(|backend| backend.runs & Backend::HERE != 0);
-    let must = hairpin || all || !(asker.is_pod() || here);
-    let shared = asker.device.has(Device::SHARED);
+    let here = world.backend(choice.backend).is_some_and(|backend| backend.runs & Backend::HERE != 0);
+    let must = hairpin || all || !(is_pod || here);
     if !must && !shared {
-        return Ok(None);
+        return None;
     }
-    let ifindex = match world.route(to_backend) {
+    let ifindex = match world.route(after) {
         Route::Out { ifindex } => ifindex,
         // A process of this node: it answers by way of this node.
-        Route::Local => return Ok(None),
-        Route::None => return if must { Err(Reason::NoRoute) } else { Ok(None) },
+        Route::Local => return None,
+        Route::None => return must.then_some(Reason::NoRoute),
     };
-    if !must && ifindex != asker.ifindex {
-        return Ok(None);
+    if !must && ifindex != opened.ifindex {
+        return None;
     }
-    match world.device(ifindex).and_then(|device| A::of_device(&device)) {
-        Some(source) => Ok(Some(source)),
-        None => Err(Reason::NoRoute),
-    }
+    let Some(source) = world.device(ifindex).and_then(|device| A::of_device(&device)) else {
+        return Some(Reason::NoRoute);
+    };
+    after.src = source;
+    opened.bits = FlowBits::MASQUERADED;
+    None
 }
 
-/// Writes the entry of the answers, which is what reserves their key: `to_backend` with the source that is given, and a port that is
-/// free. Gives the packet as it becomes.
+/// Writes both entries of a flow: first that of the answers, which reserves their key, and gives `after` the source port that goes with
+/// it. False if nothing was written, which is counted.
+#[inline(never)]
+fn write<A: FlowAddr, W: Flows<A>>(
+    world: &W,
+    key: &FlowKey<A>,
+    former: Option<&Former<A>>,
+    (after, opened): (&mut FlowKey<A>, &mut Opened),
+) -> bool {
+    if !reserve(world, key, after, opened) {
+        world.count(Reason::NoPort);
+        return false;
+    }
+    let flow = Flow::new(key, after, Direction::Original, opened);
+    if !world.put_flow(Table::New, key, &flow, former.is_some()) {
+        return second(world, key, after, opened);
+    }
+    if let Some(former) = former {
+        forget(world, key, former, after);
+    }
+    world.count(Reason::Flow);
+    true
+}
+
+/// Writes the entry of the answers to `after`, with a source port that is free.
 #[inline(always)]
 fn reserve<A: FlowAddr, W: Flows<A>>(
     world: &W,
     key: &FlowKey<A>,
-    to_backend: &FlowKey<A>,
-    source: Option<A>,
+    after: &mut FlowKey<A>,
     opened: &Opened,
-) -> Option<FlowKey<A>> {
-    if source.is_none() && reserve_one(world, key, to_backend, opened) {
-        return Some(*to_backend);
-    }
+) -> bool {
     // Masqueraded; or the client asks another frontend from the same port, and has met the same backend: another source port
     // tells the answers apart.
-    let src = source.unwrap_or(to_backend.src);
-    let mut after = FlowKey { src, ..*to_backend };
-    for _ in 0..PORT_TRIES {
-        after.sport = world.masquerade_port(world.random())?;
-        if reserve_one(world, key, &after, opened) {
-            return Some(after);
+    let keeps_port = !opened.bits.has(FlowBits::MASQUERADED);
+    for attempt in 0..PORT_TRIES {
+        if !(keeps_port && attempt == 0) {
+            let Some(port) = world.masquerade_port(world.random()) else { return false };
+            after.sport = port;
+        }
+        if reserve_one(world, key, after, opened) {
+            return true;
         }
     }
-    None
+    false
 }
 
 /// Writes the entry of the answers to `after` where none is, or one that is over.
-#[inline(always)]
+#[inline(never)]
 fn reserve_one<A: FlowAddr, W: Flows<A>>(
     world: &W,
     key: &FlowKey<A>,
@@ -253,67 +298,76 @@ fn reserve_one<A: FlowAddr, W: Flows<A>>(
     opened: &Opened,
 ) -> bool {
     let answers = after.reversed();
-    let reply = Flow::new(&answers, &key.reversed(), Direction::Reply, opened);
-    let Some((taken, table)) = world.flow(&answers) else {
-        return world.put_flow(Table::New, &answers, &reply, false);
-    };
-    let same = taken.is_of(&answers) && taken.other_key(&answers) == *key;
-    let over = taken.state.is_closing() && opened.now_s.wrapping_sub(taken.seen_s) >= CLOSED_S;
-    if !same && !over {
-        return false;
+    let mut flow = Flow::NONE;
+    let taken = world.flow(&answers, &mut flow);
+    if taken.is_some() {
+        let same = flow.is_of(&answers) && flow.leads_to(&key.reversed());
+        let over = flow.state.is_closing() && opened.now_s.wrapping_sub(flow.seen_s) >= CLOSED_S;
+        if !same && !over {
+            return false;
+        }
     }
-    let written = world.put_flow(Table::New, &answers, &reply, true);
-    if written && table == Table::Kept {
+    flow = Flow::new(&answers, &key.reversed(), Direction::Reply, opened);
+    let written = world.put_flow(Table::New, &answers, &flow, taken.is_some());
+    if written && taken == Some(Table::Kept) {
         world.remove_flow(Table::Kept, &answers);
     }
     written
 }
 
 /// Another packet of the same flow was faster: this one follows it.
-#[inline(always)]
-fn second<A: FlowAddr, W: Flows<A>>(world: &W, packet: &Headers<A>, mine: &FlowKey<A>) -> Verdict<A> {
-    let found = find(world, &packet.key).filter(|found| found.flow.goes(Direction::Original));
-    let Some(Found { flow, .. }) = found else {
-        world.remove_flow(Table::New, &mine.reversed());
-        world.count(Reason::NoFlow);
-        return Verdict::Drop;
-    };
-    let after = flow.rewritten(&packet.key);
-    if after != *mine {
+#[inline(never)]
+fn second<A: FlowAddr, W: Flows<A>>(
+    world: &W,
+    key: &FlowKey<A>,
+    mine: &mut FlowKey<A>,
+    opened: &mut Opened,
+) -> bool {
+    let mut flow = Flow::NONE;
+    let found = find(world, key, &mut flow).is_some() && flow.goes(Direction::Original);
+    if !(found && flow.leads_to(mine)) {
         world.remove_flow(Table::New, &mine.reversed());
     }
-    let way = if flow.bits.has(FlowBits::MASQUERADED) { Way::Routed } else { Way::On };
-    Verdict::Translate(Translation { after, way })
+    if !found {
+        world.count(Reason::NoFlow);
+        return false;
+    }
+    *mine = flow.rewritten(key);
+    opened.bits = flow.bits;
+    true
 }
 
 /// Deletes what is left of a flow that had the same ends: the kept entry, which hides the new one, and the entry of its
 /// answers.
-#[inline(always)]
-fn forget<A: FlowAddr, W: Flows<A>>(world: &W, key: &FlowKey<A>, former: &Found<A>, answers: &FlowKey<A>) {
+#[inline(never)]
+fn forget<A: FlowAddr, W: Flows<A>>(world: &W, key: &FlowKey<A>, former: &Former<A>, after: &FlowKey<A>) {
     if former.table == Table::Kept {
         world.remove_flow(Table::Kept, key);
     }
-    if former.flow.goes(Direction::Original) {
-        let old = former.flow.other_key(key);
-        if old != *answers {
-            world.remove_flow(Table::Kept, &old);
-            world.remove_flow(Table::New, &old);
-        }
+    if former.answers != *key && former.answers != after.reversed() {
+        world.remove_flow(Table::Kept, &former.answers);
+        world.remove_flow(Table::New, &former.answers);
     }
 }
 
 /// What this node sends by UDP from a port that is a NodePort too: the answers are its own.
 #[inline(always)]
 pub(super) fn note_foreign<A: FlowAddr, W: Flows<A>>(world: &W, packet: &Headers<A>) {
-    let from = packet.key.from();
-    if packet.key.proto != Proto::UDP || !packet.opens() || !world.config().may_be_node_port(from.port) {
+    if packet.key.proto != Proto::UDP || !world.config().may_be_node_port(packet.key.sport) {
         return;
     }
-    if !world.address(&from.addr).is_some_and(|address| address.has(Address::NODE)) {
+    note_foreign_from(world, &packet.key);
+}
+
+#[inline(never)]
+fn note_foreign_from<A: FlowAddr, W: Flows<A>>(world: &W, key: &FlowKey<A>) {
+    if !world.address(&key.src.widen()).is_some_and(|address| address.has(Address::NODE)) {
         return;
     }
-    let answers = packet.key.reversed();
-    if world.flow(&answers).is_none() {
-        world.put_flow(Table::New, &answers, &Flow::foreign(&answers, world.now_s()), false);
+    let answers = key.reversed();
+    let mut flow = Flow::NONE;
+    if world.flow(&answers, &mut flow).is_none() {
+        flow = Flow::foreign(&answers, world.now_s());
+        world.put_flow(Table::New, &answers, &flow, false);
     }
 }

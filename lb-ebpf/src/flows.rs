@@ -1,0 +1,248 @@
+//! `lb_common::datapath::packet::Flows` over the maps and the kernel's routes.
+#![expect(unsafe_code, reason = "map values and helpers are raw pointers")]
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST, bpf_fib_lookup as FibLookup},
+    btf_maps::lpm_trie::Key,
+    helpers::generated::{bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
+};
+use core::mem;
+use lb_common::{
+    abi::{Addr, Addr4, Device, Flow, FlowAddr, FlowKey, FlowState, RangeKey, ServiceId},
+    datapath::{
+        packet::{self, Flows, Former, Route, Table, Verdict, parse::Headers},
+        tables::Tables as _,
+    },
+};
+
+use crate::{maps, tables::BpfTables};
+
+/// Address families (include/linux/socket.h).
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// `BPF_FIB_LKUP_RET_*` (include/uapi/linux/bpf.h).
+const SUCCESS: i64 = 0;
+const NOT_FORWARDED: i64 = 4;
+const NO_NEIGHBOUR: i64 = 7;
+const FRAG_NEEDED: i64 = 8;
+
+/// What the families have each for themselves.
+pub(crate) trait Family: FlowAddr {
+    /// Pointer to the entry of a key.
+    fn entry(table: Table, key: &FlowKey<Self>) -> Option<*mut Flow<Self>>;
+    /// Writes an entry.
+    fn put(table: Table, key: &FlowKey<Self>, flow: &Flow<Self>, flags: u64) -> bool;
+    /// Deletes an entry.
+    fn remove(table: Table, key: &FlowKey<Self>);
+    /// Writes both addresses of a look-up for a route.
+    fn put_ends(lookup: &mut FibLookup, key: &FlowKey<Self>);
+    /// `packet::open` in a frame of its own: programs have 512 bytes for all of them together.
+    fn open(
+        tables: &BpfTables,
+        ifindex: u32,
+        packet: &Headers<Self>,
+        former: Option<&Former<Self>>,
+    ) -> Verdict<Self>;
+}
+
+impl Family for Addr4 {
+    #[inline(always)]
+    fn entry(table: Table, key: &FlowKey<Self>) -> Option<*mut Flow<Self>> {
+        match table {
+            Table::New => maps::NEW4.get_ptr_mut(key),
+            Table::Kept => maps::FLOWS4.get_ptr_mut(key),
+        }
+    }
+
+    #[inline(always)]
+    fn put(table: Table, key: &FlowKey<Self>, flow: &Flow<Self>, flags: u64) -> bool {
+        match table {
+            Table::New => maps::NEW4.insert(key, flow, flags).is_ok(),
+            Table::Kept => maps::FLOWS4.insert(key, flow, flags).is_ok(),
+        }
+    }
+
+    #[inline(always)]
+    fn remove(table: Table, key: &FlowKey<Self>) {
+        // Whoever was faster has done the same.
+        let _removed = match table {
+            Table::New => maps::NEW4.remove(key),
+            Table::Kept => maps::FLOWS4.remove(key),
+        };
+    }
+
+    #[inline(always)]
+    fn put_ends(lookup: &mut FibLookup, key: &FlowKey<Self>) {
+        lookup.family = AF_INET;
+        lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(key.src.octets);
+        lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(key.dst.octets);
+    }
+
+    #[inline(never)]
+    fn open(
+        tables: &BpfTables,
+        ifindex: u32,
+        packet: &Headers<Self>,
+        former: Option<&Former<Self>>,
+    ) -> Verdict<Self> {
+        packet::open(tables, ifindex, packet, former)
+    }
+}
+
+impl Family for Addr {
+    #[inline(always)]
+    fn entry(table: Table, key: &FlowKey<Self>) -> Option<*mut Flow<Self>> {
+        match table {
+            Table::New => maps::NEW6.get_ptr_mut(key),
+            Table::Kept => maps::FLOWS6.get_ptr_mut(key),
+        }
+    }
+
+    #[inline(always)]
+    fn put(table: Table, key: &FlowKey<Self>, flow: &Flow<Self>, flags: u64) -> bool {
+        match table {
+            Table::New => maps::NEW6.insert(key, flow, flags).is_ok(),
+            Table::Kept => maps::FLOWS6.insert(key, flow, flags).is_ok(),
+        }
+    }
+
+    #[inline(always)]
+    fn remove(table: Table, key: &FlowKey<Self>) {
+        // Whoever was faster has done the same.
+        let _removed = match table {
+            Table::New => maps::NEW6.remove(key),
+            Table::Kept => maps::FLOWS6.remove(key),
+        };
+    }
+
+    #[inline(always)]
+    fn put_ends(lookup: &mut FibLookup, key: &FlowKey<Self>) {
+        lookup.family = AF_INET6;
+        lookup.__bindgen_anon_3.ipv6_src = key.src.to_net_words();
+        lookup.__bindgen_anon_4.ipv6_dst = key.dst.to_net_words();
+    }
+
+    #[inline(never)]
+    fn open(
+        tables: &BpfTables,
+        ifindex: u32,
+        packet: &Headers<Self>,
+        former: Option<&Former<Self>>,
+    ) -> Verdict<Self> {
+        packet::open(tables, ifindex, packet, former)
+    }
+}
+
+impl<A: Family> Flows<A> for BpfTables {
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey<A>, into: &mut Flow<A>) -> Option<Table> {
+        let (value, table) = match A::entry(Table::Kept, key) {
+            Some(value) => (value, Table::Kept),
+            None => (A::entry(Table::New, key)?, Table::New),
+        };
+        // SAFETY: the pointer is a live map value; if the element is another key's by now, `Flow::is_of` tells.
+        *into = unsafe { value.read_volatile() };
+        Some(table)
+    }
+
+    #[inline(always)]
+    fn put_flow(&self, table: Table, key: &FlowKey<A>, flow: &Flow<A>, replaces: bool) -> bool {
+        let flags = if replaces { BPF_ANY } else { BPF_NOEXIST };
+        A::put(table, key, flow, flags.into())
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, table: Table, key: &FlowKey<A>) {
+        A::remove(table, key);
+    }
+
+    #[inline(always)]
+    fn put_seen(&self, table: Table, key: &FlowKey<A>, now_s: u32) {
+        if let Some(value) = A::entry(table, key) {
+            // SAFETY: the pointer is a live map value.
+            let seen = unsafe { &raw mut (*value).seen_s };
+            // SAFETY: as above.
+            unsafe { seen.write_volatile(now_s) };
+        }
+    }
+
+    #[inline(always)]
+    fn put_state(&self, table: Table, key: &FlowKey<A>, state: FlowState) {
+        if let Some(value) = A::entry(table, key) {
+            // SAFETY: the pointer is a live map value.
+            let place = unsafe { &raw mut (*value).state };
+            // SAFETY: as above.
+            unsafe { place.write_volatile(state) };
+        }
+    }
+
+    #[inline(always)]
+    fn now_s(&self) -> u32 {
+        let now_ns = if maps::LB_HAS_COARSE_CLOCK.load() != 0 {
+            // SAFETY: the helper has no arguments and no preconditions.
+            unsafe { bpf_ktime_get_coarse_ns() }
+        } else {
+            // SAFETY: as above.
+            unsafe { bpf_ktime_get_ns() }
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "it wraps")]
+        let now_s = (now_ns >> 30) as u32;
+        now_s
+    }
+
+    #[inline(always)]
+    fn device(&self, ifindex: u32) -> Option<Device> {
+        let value = maps::DEVICES.get_ptr(ifindex)?;
+        // SAFETY: the pointer is a live map value.
+        Some(unsafe { value.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn route(&self, key: &FlowKey<A>) -> Route {
+        // SAFETY: all fields are numbers or arrays of them.
+        let mut lookup: FibLookup = unsafe { mem::zeroed() };
+        A::put_ends(&mut lookup, key);
+        lookup.l4_protocol = key.proto.number;
+        lookup.sport = key.sport.to_be();
+        lookup.dport = key.dport.to_be();
+        lookup.ifindex = self.ifindex;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "64")]
+        let size = size_of::<FibLookup>() as i32;
+        // SAFETY: the context is valid for the program's run; the helper writes no more than `size` bytes.
+        let found = unsafe { bpf_fib_lookup(self.ctx, &raw mut lookup, size, 0) };
+        match found {
+            SUCCESS | NO_NEIGHBOUR | FRAG_NEEDED => Route::Out { ifindex: lookup.ifindex },
+            NOT_FORWARDED => Route::Local,
+            _ => Route::None,
+        }
+    }
+
+    #[inline(always)]
+    fn masquerade_port(&self, random: u32) -> Option<u16> {
+        let count = self.config().masquerade_ports;
+        if count == 0 {
+            return None;
+        }
+        // Multiply and shift, as in `Run::pick`.
+        let at = u64::from(random).wrapping_mul(u64::from(count)) >> 32;
+        #[expect(clippy::cast_possible_truncation, reason = "below `count`")]
+        let at = at as u32;
+        let value = maps::PORTS.get_ptr(at >> 2)?;
+        // SAFETY: the pointer is a live map value of one word.
+        let four = unsafe { value.cast::<u64>().read_volatile() };
+        #[expect(clippy::cast_possible_truncation, reason = "the port's bits")]
+        Some((four >> ((at & 3) << 4)) as u16)
+    }
+
+    #[inline(always)]
+    fn allows(&self, service: ServiceId, client: Addr) -> bool {
+        let key = Key::new(RangeKey::BITS, RangeKey { service, addr: client.octets });
+        maps::SRC_RANGES.get(&key).is_some()
+    }
+
+    #[inline(always)]
+    fn open(&self, ifindex: u32, packet: &Headers<A>, former: Option<&Former<A>>) -> Verdict<A> {
+        A::open(self, ifindex, packet, former)
+    }
+}
