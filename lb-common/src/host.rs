@@ -13,7 +13,7 @@ use crate::{
         Slot, SockTcp, SockUdp, UdpPeer,
     },
     datapath::{
-        packet::{self, Flows, Former, Route, Table, Verdict, parse::Headers},
+        packet::{Flows, Route, Table},
         sock::Socket,
         tables::Tables,
     },
@@ -192,10 +192,6 @@ impl<A: Family> Flows<A> for MemTables {
     fn allows(&self, service: ServiceId, client: Addr) -> bool {
         self.allowed.contains(&(service, client))
     }
-
-    fn open(&self, ifindex: u32, packet: &Headers<A>, former: Option<&Former<A>>) -> Verdict<A> {
-        packet::open(self, ifindex, packet, former)
-    }
 }
 
 impl MemTables {
@@ -242,13 +238,13 @@ impl Tables for MemTables {
         self.netns.get(&cookie).copied()
     }
 
-    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+    fn affinity(&self, key: &AffinityKey, into: &mut Affinity) -> bool {
         let late = self.late_affinity.get();
         if late != 0 {
             self.late_affinity.set(late.saturating_sub(1));
-            return None;
+            return false;
         }
-        self.affinity.borrow().get(key).copied()
+        self.affinity.borrow().get(key).inspect(|entry| *into = **entry).is_some()
     }
 
     fn put_affinity(&self, key: &AffinityKey, entry: &Affinity, replaces: bool) -> bool {

@@ -10,12 +10,16 @@ use core::mem;
 use lb_common::{
     abi::{Addr, Addr4, Device, Flow, FlowAddr, FlowKey, FlowState, RangeKey, ServiceId},
     datapath::{
-        packet::{self, Flows, Former, Route, Table, Verdict, parse::Headers},
+        packet::{Flows, Route, Table, Work},
         tables::Tables as _,
     },
 };
 
-use crate::{maps, tables::BpfTables};
+use crate::{
+    maps,
+    tables::{BpfTables, copy_words},
+    tc::Side,
+};
 
 /// Address families (include/linux/socket.h).
 const AF_INET: u8 = 2;
@@ -37,13 +41,8 @@ pub(crate) trait Family: FlowAddr {
     fn remove(table: Table, key: &FlowKey<Self>);
     /// Writes both addresses of a look-up for a route.
     fn put_ends(lookup: &mut FibLookup, key: &FlowKey<Self>);
-    /// `packet::open` in a frame of its own: programs have 512 bytes for all of them together.
-    fn open(
-        tables: &BpfTables,
-        ifindex: u32,
-        packet: &Headers<Self>,
-        former: Option<&Former<Self>>,
-    ) -> Verdict<Self>;
+    /// Memory for one packet of this CPU, one for each side: a packet may leave while another one comes.
+    fn work(side: Side) -> Option<*mut Work<Self>>;
 }
 
 impl Family for Addr4 {
@@ -79,14 +78,9 @@ impl Family for Addr4 {
         lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(key.dst.octets);
     }
 
-    #[inline(never)]
-    fn open(
-        tables: &BpfTables,
-        ifindex: u32,
-        packet: &Headers<Self>,
-        former: Option<&Former<Self>>,
-    ) -> Verdict<Self> {
-        packet::open(tables, ifindex, packet, former)
+    #[inline(always)]
+    fn work(side: Side) -> Option<*mut Work<Self>> {
+        maps::SCRATCH4.get_ptr_mut(side as u32)
     }
 }
 
@@ -123,14 +117,9 @@ impl Family for Addr {
         lookup.__bindgen_anon_4.ipv6_dst = key.dst.to_net_words();
     }
 
-    #[inline(never)]
-    fn open(
-        tables: &BpfTables,
-        ifindex: u32,
-        packet: &Headers<Self>,
-        former: Option<&Former<Self>>,
-    ) -> Verdict<Self> {
-        packet::open(tables, ifindex, packet, former)
+    #[inline(always)]
+    fn work(side: Side) -> Option<*mut Work<Self>> {
+        maps::SCRATCH6.get_ptr_mut(side as u32)
     }
 }
 
@@ -142,7 +131,7 @@ impl<A: Family> Flows<A> for BpfTables {
             None => (A::entry(Table::New, key)?, Table::New),
         };
         // SAFETY: the pointer is a live map value; if the element is another key's by now, `Flow::is_of` tells.
-        *into = unsafe { value.read_volatile() };
+        unsafe { copy_words(value.cast_const(), into) };
         Some(table)
     }
 
@@ -200,22 +189,7 @@ impl<A: Family> Flows<A> for BpfTables {
 
     #[inline(always)]
     fn route(&self, key: &FlowKey<A>) -> Route {
-        // SAFETY: all fields are numbers or arrays of them.
-        let mut lookup: FibLookup = unsafe { mem::zeroed() };
-        A::put_ends(&mut lookup, key);
-        lookup.l4_protocol = key.proto.number;
-        lookup.sport = key.sport.to_be();
-        lookup.dport = key.dport.to_be();
-        lookup.ifindex = self.ifindex;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "64")]
-        let size = size_of::<FibLookup>() as i32;
-        // SAFETY: the context is valid for the program's run; the helper writes no more than `size` bytes.
-        let found = unsafe { bpf_fib_lookup(self.ctx, &raw mut lookup, size, 0) };
-        match found {
-            SUCCESS | NO_NEIGHBOUR | FRAG_NEEDED => Route::Out { ifindex: lookup.ifindex },
-            NOT_FORWARDED => Route::Local,
-            _ => Route::None,
-        }
+        route(self, key)
     }
 
     #[inline(always)]
@@ -240,9 +214,25 @@ impl<A: Family> Flows<A> for BpfTables {
         let key = Key::new(RangeKey::BITS, RangeKey { service, addr: client.octets });
         maps::SRC_RANGES.get(&key).is_some()
     }
+}
 
-    #[inline(always)]
-    fn open(&self, ifindex: u32, packet: &Headers<A>, former: Option<&Former<A>>) -> Verdict<A> {
-        A::open(self, ifindex, packet, former)
+/// In a frame of its own: it is asked in two places, and programs have 512 bytes.
+#[inline(never)]
+fn route<A: Family>(tables: &BpfTables, key: &FlowKey<A>) -> Route {
+    // SAFETY: all fields are numbers or arrays of them.
+    let mut lookup: FibLookup = unsafe { mem::zeroed() };
+    A::put_ends(&mut lookup, key);
+    lookup.l4_protocol = key.proto.number;
+    lookup.sport = key.sport.to_be();
+    lookup.dport = key.dport.to_be();
+    lookup.ifindex = tables.ifindex;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "64")]
+    let size = size_of::<FibLookup>() as i32;
+    // SAFETY: the context is valid for the program's run; the helper writes no more than `size` bytes.
+    let found = unsafe { bpf_fib_lookup(tables.ctx, &raw mut lookup, size, 0) };
+    match found {
+        SUCCESS | NO_NEIGHBOUR | FRAG_NEEDED => Route::Out { ifindex: lookup.ifindex },
+        NOT_FORWARDED => Route::Local,
+        _ => Route::None,
     }
 }

@@ -42,6 +42,24 @@ unsafe fn load_word<T>(value: *const T, index: usize) -> u64 {
     unsafe { word.read_volatile() }
 }
 
+/// Copies a map value word by word. LLVM splits one volatile read of a struct into bytes.
+///
+/// # Safety
+/// `value` points to a live map value with 8-byte alignment.
+#[inline(always)]
+pub(crate) unsafe fn copy_words<T>(value: *const T, into: &mut T) {
+    const { assert!(size_of::<T>() % 8 == 0 && align_of::<T>() == 8, "words") };
+    let into: *mut T = into;
+    for index in 0..size_of::<T>() / 8 {
+        // SAFETY: the caller's promise; `into` is as large.
+        let word = unsafe { load_word(value, index) };
+        // SAFETY: as above.
+        let place = unsafe { into.cast::<u64>().add(index) };
+        // SAFETY: as above.
+        unsafe { place.write(word) };
+    }
+}
+
 /// One word of a service, or nothing if the id is outside the array.
 #[inline(always)]
 fn service_word(service: ServiceId, index: usize) -> Option<u64> {
@@ -109,10 +127,11 @@ impl Tables for BpfTables {
     }
 
     #[inline(always)]
-    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
-        let value = maps::AFFINITY.get_ptr(key)?;
+    fn affinity(&self, key: &AffinityKey, into: &mut Affinity) -> bool {
+        let Some(value) = maps::AFFINITY.get_ptr(key) else { return false };
         // SAFETY: the pointer is a live map value; if the element is another key's by now, `Affinity::is_of` tells.
-        Some(unsafe { value.read_volatile() })
+        unsafe { copy_words(value, into) };
+        true
     }
 
     #[inline(always)]

@@ -3,8 +3,8 @@
 
 use aya_ebpf::{EbpfContext as _, programs::TcContext};
 use lb_common::{
-    abi::{Addr, Addr4, FlowKey},
-    datapath::packet::{self, Flows, Route, Translation, Verdict, Way, parse},
+    abi::{Addr, Addr4},
+    datapath::packet::{self, Flows, Route, Verdict, Way, parse},
 };
 use parse::{Headers, Packet as _, Part as _};
 
@@ -21,11 +21,12 @@ const DROP: i32 = 2;
 
 /// Which way packets of a program go.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
 pub(crate) enum Side {
     /// They come from the device.
-    Ingress,
+    Ingress = 0,
     /// They leave by it.
-    Egress,
+    Egress = 1,
 }
 
 /// EtherTypes.
@@ -56,63 +57,39 @@ pub(crate) fn frame(ctx: &TcContext, side: Side) -> i32 {
 #[inline(always)]
 fn packet(skb: &Skb, side: Side, kind: u16, l3: usize) -> i32 {
     match kind {
-        IPV4 => v4(skb, side, l3),
-        IPV6 => v6(skb, side, l3),
+        IPV4 => decide::<Addr4>(skb, side, l3, parse::v4(skb, l3)),
+        IPV6 => decide::<Addr>(skb, side, l3, parse::v6(skb, l3)),
         _ => NEXT,
     }
 }
 
-/// Each family in a frame of its own: programs have 512 bytes for all frames together.
-#[inline(never)]
-fn v4(skb: &Skb, side: Side, l3: usize) -> i32 {
-    let Some(headers) = parse::v4(skb, l3) else { return NEXT };
-    decide::<Addr4>(skb, side, l3, &headers)
-}
-
-/// See [`v4`].
-#[inline(never)]
-fn v6(skb: &Skb, side: Side, l3: usize) -> i32 {
-    let Some(headers) = parse::v6(skb, l3) else { return NEXT };
-    decide::<Addr>(skb, side, l3, &headers)
-}
-
-#[inline(never)]
-fn verdict<A: Family>(tables: &BpfTables, side: Side, headers: &Headers<A>) -> Verdict<A> {
-    match side {
-        Side::Ingress => packet::ingress(tables, tables.ifindex, headers),
-        Side::Egress => packet::egress(tables, tables.ifindex, headers),
-    }
-}
-
-#[inline(never)]
-fn rewrite<A: Layout>(skb: &Skb, l3: usize, headers: &Headers<A>, after: &FlowKey<A>, forwards: bool) -> bool {
-    skb.rewrite(l3, headers, after, forwards)
-}
-
-#[inline(never)]
-fn route<A: Family>(tables: &BpfTables, after: &FlowKey<A>) -> Route {
-    tables.route(after)
-}
-
 #[inline(always)]
-fn decide<A: Family + Layout>(skb: &Skb, side: Side, l3: usize, headers: &Headers<A>) -> i32 {
+fn decide<A: Family + Layout>(skb: &Skb, side: Side, l3: usize, headers: Option<Headers<A>>) -> i32 {
+    let (Some(headers), Some(work)) = (headers, A::work(side)) else { return NEXT };
+    // SAFETY: a live map value of this CPU, which no other program of this side uses before this one ends. Every part is plain
+    // data, and is written before it is read.
+    let work = unsafe { &mut *work };
+    work.packet = headers;
     let tables = &BpfTables { ctx: skb.ctx(), ifindex: skb.ifindex() };
-    match verdict::<A>(tables, side, headers) {
-        Verdict::Pass => NEXT,
-        Verdict::Drop | Verdict::Refuse => DROP,
-        Verdict::Translate(Translation { after, way }) => {
-            let leaves_by = match way {
-                Way::On => None,
-                Way::Device { ifindex } => Some(ifindex),
-                Way::Routed => match route(tables, &after) {
-                    Route::Out { ifindex } => Some(ifindex),
-                    Route::Local | Route::None => return DROP,
-                },
-            };
-            if !rewrite(skb, l3, headers, &after, leaves_by.is_some()) {
-                return DROP;
-            }
-            leaves_by.map_or(NEXT, |ifindex| skb.leave_by(ifindex))
-        }
+    let verdict = match side {
+        Side::Ingress => packet::ingress(tables, tables.ifindex, work),
+        Side::Egress => packet::egress(tables, tables.ifindex, work),
+    };
+    let way = match verdict {
+        Verdict::Pass => return NEXT,
+        Verdict::Drop | Verdict::Refuse => return DROP,
+        Verdict::Translate(way) => way,
+    };
+    let leaves_by = match way {
+        Way::On => None,
+        Way::Device { ifindex } => Some(ifindex),
+        Way::Routed => match tables.route(&work.after) {
+            Route::Out { ifindex } => Some(ifindex),
+            Route::Local | Route::None => return DROP,
+        },
+    };
+    if !skb.rewrite(l3, &work.packet, &work.after, leaves_by.is_some()) {
+        return DROP;
     }
+    leaves_by.map_or(NEXT, |ifindex| skb.leave_by(ifindex))
 }

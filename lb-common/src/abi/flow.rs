@@ -3,7 +3,10 @@
 //! Every flow has two entries, one for each direction, and either holds the whole rewrite of a packet that has its key:
 //! an established flow costs one look-up per packet.
 
-use core::fmt::Debug;
+use core::{
+    fmt::Debug,
+    hash::{Hash, Hasher},
+};
 
 use super::{Addr, BackendId, Device, L4Addr, Proto, ServiceId, join16};
 
@@ -32,10 +35,32 @@ const fn step(x: u32, word: u32) -> u32 {
 
 /// An IPv4 address, 4 bytes in network order.
 #[repr(C, align(4))]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, Eq, PartialOrd, Ord, Debug)]
 pub struct Addr4 {
     /// Network order.
     pub octets: [u8; 4],
+}
+
+impl Addr4 {
+    /// As it lies in memory.
+    #[inline(always)]
+    pub const fn word(self) -> u32 {
+        u32::from_ne_bytes(self.octets)
+    }
+}
+
+// In one word: a program compares arrays byte by byte.
+impl PartialEq for Addr4 {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        self.word() == other.word()
+    }
+}
+
+impl Hash for Addr4 {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.word().hash(state);
+    }
 }
 
 impl FlowAddr for Addr4 {
@@ -54,12 +79,12 @@ impl FlowAddr for Addr4 {
 
     #[inline(always)]
     fn fold(self, x: u32) -> u32 {
-        step(x, u32::from_ne_bytes(self.octets))
+        step(x, self.word())
     }
 
     #[inline(always)]
     fn of_device(device: &Device) -> Option<Self> {
-        (device.v4.octets != [0; 4]).then_some(device.v4)
+        (device.v4.word() != 0).then_some(device.v4)
     }
 }
 
@@ -206,7 +231,7 @@ impl FlowState {
 ///
 /// [`Flow::seen_s`] and [`Flow::state`] are stored in place while other CPUs read, so `check` does not cover them. The
 /// rest never changes while the entry exists.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Flow<A> {
     /// New source address, network order.
@@ -274,6 +299,18 @@ pub struct Opened {
     pub now_s: u32,
 }
 
+impl Opened {
+    /// Nothing.
+    pub const NOTHING: Self = Self {
+        ifindex: 0,
+        backend: BackendId::NONE,
+        generation: 0,
+        service: ServiceId { index: 0 },
+        bits: FlowBits { bits: 0 },
+        now_s: 0,
+    };
+}
+
 impl<A: FlowAddr> Flow<A> {
     /// Nobody's.
     pub const NONE: Self = Self {
@@ -296,7 +333,7 @@ impl<A: FlowAddr> Flow<A> {
     /// The entry of `key`: its packets become packets of `after`.
     #[inline(always)]
     pub fn new(key: &FlowKey<A>, after: &FlowKey<A>, direction: Direction, opened: &Opened) -> Self {
-        let flow = Self {
+        let mut flow = Self {
             src: after.src,
             dst: after.dst,
             sport: after.sport,
@@ -312,7 +349,8 @@ impl<A: FlowAddr> Flow<A> {
             pad: 0,
             check: 0,
         };
-        Self { check: flow.fold(key), ..flow }
+        flow.check = flow.fold(key);
+        flow
     }
 
     /// The entry of a key whose packets are somebody else's: answers to what this node has sent itself from a port that is a
@@ -346,6 +384,15 @@ impl<A: FlowAddr> Flow<A> {
     #[inline(always)]
     pub fn leads_to(&self, after: &FlowKey<A>) -> bool {
         self.src == after.src && self.dst == after.dst && self.sport == after.sport && self.dport == after.dport
+    }
+
+    /// Whether packets become answers to `original`.
+    #[inline(always)]
+    pub fn restores(&self, original: &FlowKey<A>) -> bool {
+        self.src == original.dst
+            && self.dst == original.src
+            && self.sport == original.dport
+            && self.dport == original.sport
     }
 
     /// Whether the entry is that of `key`, and whole: the kernel reuses freed elements of a hash while they are read.

@@ -30,11 +30,24 @@ pub struct Chosen {
     pub generation: u32,
 }
 
+/// Memory for [`choose`], which is much for a program's stack.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    key: AffinityKey,
+    known: Affinity,
+    entry: Affinity,
+}
+
+impl Room {
+    /// Nothing in it counts.
+    pub const EMPTY: Self = Self { key: AffinityKey::NONE, known: Affinity::NONE, entry: Affinity::NONE };
+}
+
 /// Chooses a backend; nothing if there is none.
 #[inline(always)]
-pub fn choose<T: Tables>(tables: &T, served: &Served) -> Option<Chosen> {
+pub fn choose<T: Tables>(tables: &T, served: &Served, room: &mut Room) -> Option<Chosen> {
     if served.run.count != 0 && served.affinity_s != 0 {
-        with_affinity(tables, served)
+        with_affinity(tables, served, room)
     } else {
         random(tables, served.run)
     }
@@ -54,22 +67,24 @@ fn random<T: Tables>(tables: &T, run: Run) -> Option<Chosen> {
 /// The backend that the client had, while it is in the set that is used (SA-3, SA-4) and the client has connected within the
 /// timeout (SA-2); else another one, which it has from then on.
 #[inline(always)]
-fn with_affinity<T: Tables>(tables: &T, served: &Served) -> Option<Chosen> {
+fn with_affinity<T: Tables>(tables: &T, served: &Served, room: &mut Room) -> Option<Chosen> {
     let generation = tables.service_generation(served.service)?;
-    let key = AffinityKey { client: served.client, service: served.service, generation };
+    let Room { key, known, entry } = room;
+    *key = AffinityKey { client: served.client, service: served.service, generation };
     let now = tables.now_ms();
-    let known = tables.affinity(&key).filter(|entry| entry.is_of(&key));
-    if let Some(kept) = known.and_then(|entry| kept(tables, served, &key, (&entry, now))) {
+    let is_known = tables.affinity(key, known) && known.is_of(key);
+    if is_known && let Some(kept) = kept(tables, served, key, (known, now)) {
         return Some(kept);
     }
     let chosen = random(tables, served.run)?;
-    let entry = Affinity::new(&key, chosen.target, (chosen.backend, chosen.generation), now);
-    if tables.put_affinity(&key, &entry, known.is_some()) {
+    *entry = Affinity::new(key, chosen.target, (chosen.backend, chosen.generation), now);
+    if tables.put_affinity(key, entry, is_known) {
         return Some(chosen);
     }
     // Another connection of the same client was faster, or the element was another key's for a moment.
-    let faster = tables.affinity(&key).filter(|entry| entry.is_of(&key));
-    faster.and_then(|entry| kept(tables, served, &key, (&entry, now))).or(Some(chosen))
+    let is_known = tables.affinity(key, known) && known.is_of(key);
+    let faster = if is_known { kept(tables, served, key, (known, now)) } else { None };
+    faster.or(Some(chosen))
 }
 
 /// The backend of an entry, if it still counts.

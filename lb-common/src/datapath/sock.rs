@@ -15,7 +15,7 @@
 //! unconnected socket. Both replies come from the backend, and both show the frontend.
 
 use super::{
-    select::{Chosen, Served, choose},
+    select::{Chosen, Room, Served, choose},
     tables::{Tables, owned_frontend},
 };
 use crate::abi::{
@@ -117,7 +117,7 @@ fn connect_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, proto: Proto, to
         }
         return Verdict::Pass;
     }
-    let Chosen { target, backend, generation } = if let Some(chosen) = choose(tables, &served) {
+    let Chosen { target, backend, generation } = if let Some(chosen) = choose(tables, &served, &mut Room::EMPTY.clone()) {
         tables.count(Reason::Connect);
         chosen
     } else {
@@ -183,7 +183,7 @@ fn send_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, to: L4Addr) -> Verd
     }
     // What the frontend led to before serves no more, or not this frontend.
     let moved = opened && newest_with(socket, |socket, index| socket.udp_frontend(index) == to).is_some();
-    let Some(chosen) = choose(tables, &served) else {
+    let Some(chosen) = choose(tables, &served, &mut Room::EMPTY.clone()) else {
         tables.count(Reason::RefusedSend);
         return if socket.is_bound_to_device() { Verdict::RefuseHere } else { Verdict::Refuse };
     };

@@ -27,11 +27,10 @@ mod track;
 mod track_tests;
 
 
-use crate::abi::{Addr, Device, Flow, FlowAddr, FlowKey, FlowState, ServiceId};
-pub use open::open;
+use crate::abi::{Addr, Device, Flow, FlowAddr, FlowKey, FlowState, Opened, ServiceId};
 use parse::Headers;
 
-use super::tables::Tables;
+use super::{select::Room, tables::Tables};
 
 /// Which flow table.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -78,39 +77,51 @@ pub trait Flows<A: FlowAddr>: Tables {
     fn masquerade_port(&self, random: u32) -> Option<u16>;
     /// Whether `client` is in the source ranges of a service port (SR-2).
     fn allows(&self, service: ServiceId, client: Addr) -> bool;
-    /// [`open()`], in a frame of its own where frames are small.
-    fn open(&self, ifindex: u32, packet: &Headers<A>, former: Option<&Former<A>>) -> Verdict<A>;
 }
 
 /// What happens to a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Verdict<A> {
+pub enum Verdict {
     /// Not ours: it stays as it is.
     Pass,
     /// Nobody is to answer.
     Drop,
     /// The sender is told that nobody serves this: TCP by a reset, everything else by port unreachable (NE-1).
     Refuse,
-    /// It becomes another one.
-    Translate(Translation<A>),
+    /// It gets the ends [`Work::after`] and goes this way.
+    Translate(Way),
 }
 
-/// A packet's new ends, and where it goes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Translation<A> {
-    /// Both ends afterwards.
+/// What is worked out of one packet: in memory that the caller has, because a program's stack is small.
+#[derive(Clone, Copy, Debug)]
+pub struct Work<A> {
+    /// The packet.
+    pub packet: Headers<A>,
+    /// Both its ends afterwards, if it is translated.
     pub after: FlowKey<A>,
-    /// Where it goes.
-    pub way: Way,
+    /// The entry of its key.
+    flow: Flow<A>,
+    /// The key of packets that go the other way.
+    answers: FlowKey<A>,
+    /// The entry of that key.
+    entry: Flow<A>,
+    opened: Opened,
+    room: Room,
 }
 
-/// A flow that is over and had the same ends as the one that begins.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Former<A> {
-    /// Where its client's entry is.
-    pub table: Table,
-    /// The key of its answers; that of its client where it had none.
-    pub answers: FlowKey<A>,
+impl<A: FlowAddr> Work<A> {
+    /// For a packet.
+    pub const fn new(packet: Headers<A>) -> Self {
+        Self {
+            packet,
+            after: packet.key,
+            flow: Flow::NONE,
+            answers: packet.key,
+            entry: Flow::NONE,
+            opened: Opened::NOTHING,
+            room: Room::EMPTY,
+        }
+    }
 }
 
 /// Where a packet goes.
@@ -129,24 +140,24 @@ pub enum Way {
 
 /// Decides a packet that comes from the device `ifindex`.
 #[inline(always)]
-pub fn ingress<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, packet: &Headers<A>) -> Verdict<A> {
-    let mut flow = Flow::NONE;
-    match track::find(world, &packet.key, &mut flow) {
-        Some(table) => track::ingress(world, ifindex, packet, (&flow, table)),
-        None if packet.opens() => world.open(ifindex, packet, None),
-        None => Verdict::Pass,
+pub fn ingress<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, work: &mut Work<A>) -> Verdict {
+    let former = track::find(world, &work.packet.key, &mut work.flow);
+    if let Some(table) = former {
+        if let Some(verdict) = track::ingress(world, work, table) {
+            return verdict;
+        }
+    } else if !work.packet.opens() {
+        return Verdict::Pass;
     }
+    open::open(world, ifindex, work, former)
 }
 
 /// Decides a packet that leaves by the device `ifindex`.
 #[inline(always)]
-pub fn egress<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, packet: &Headers<A>) -> Verdict<A> {
-    let mut flow = Flow::NONE;
-    match track::find(world, &packet.key, &mut flow) {
-        Some(table) => track::egress(world, ifindex, packet, (&flow, table)),
-        None => {
-            open::note_foreign(world, packet);
-            Verdict::Pass
-        }
+pub fn egress<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, work: &mut Work<A>) -> Verdict {
+    if let Some(table) = track::find(world, &work.packet.key, &mut work.flow) {
+        return track::egress(world, ifindex, work, table);
     }
+    open::note_foreign(world, work);
+    Verdict::Pass
 }

@@ -7,7 +7,7 @@ use core::net::IpAddr;
 use std::{format, string::String, vec::Vec};
 
 use super::{
-    Flows, Route, Table, Verdict, Way, egress, ingress,
+    Flows, Route, Table, Verdict, Way, Work, egress, ingress,
     parse::{Fragment, Headers, TcpFlags},
 };
 use crate::{
@@ -211,17 +211,18 @@ impl Net {
             ttl: kind.ttl,
             fragment: Fragment::Whole,
         };
+        let mut work = Work::new(packet);
         let verdict = match side {
-            Side::Ingress => ingress(&self.world, ifindex, &packet),
-            Side::Egress => egress(&self.world, ifindex, &packet),
+            Side::Ingress => ingress(&self.world, ifindex, &mut work),
+            Side::Egress => egress(&self.world, ifindex, &mut work),
         };
         match verdict {
             Verdict::Pass => "pass".into(),
             Verdict::Drop => "drop".into(),
             Verdict::Refuse => "refuse".into(),
-            Verdict::Translate(translation) => {
-                let (from, to) = (translation.after.from(), translation.after.to());
-                let way = match translation.way {
+            Verdict::Translate(way) => {
+                let (from, to) = (work.after.from(), work.after.to());
+                let way = match way {
                     Way::On => "on".into(),
                     Way::Routed => "routed".into(),
                     Way::Device { ifindex } => format!("device {ifindex}"),

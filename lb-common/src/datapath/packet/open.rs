@@ -1,13 +1,10 @@
 //! The first packet of a flow: who serves it and from which address, or why nobody does.
-//!
-//! Three steps, each in a frame of its own, because a program has 512 bytes for all frames together: who ([`choose_for`]), seen from
-//! where ([`address`]), written down ([`write`]).
 
-use super::{Flows, Former, Route, Table, Translation, Verdict, Way, parse::Headers, track::find};
+use super::{Flows, Route, Table, Verdict, Way, Work, parse::Headers, track::find};
 use crate::{
     abi::{
-        Address, Backend, BackendId, Client, Device, Direction, Flow, FlowAddr, FlowBits, FlowKey, Frontend,
-        FrontendKey, FrontendKind, L4Addr, Opened, PacketLb, Proto, Reason, ServiceFlags, ServiceId,
+        Address, Backend, Client, Device, Direction, Flow, FlowAddr, FlowBits, FlowKey, Frontend,
+        FrontendKey, FrontendKind, L4Addr, Opened, PacketLb, Proto, Reason, ServiceFlags,
     },
     datapath::{
         select::{Served, choose},
@@ -20,105 +17,45 @@ const PORT_TRIES: u32 = 43;
 /// Seconds after its last packet before the port of a connection that is over is used again.
 const CLOSED_S: u32 = 2;
 
-/// What becomes of a first packet.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Fate {
-    /// It is not ours.
-    Pass,
-    /// Nobody is to answer.
-    Drop,
-    /// The sender is told that nobody serves this.
-    Refuse,
-    /// It has a backend.
-    Served,
-}
-
-/// Who serves a flow.
-#[derive(Clone, Copy, Debug)]
-struct Choice {
-    target: L4Addr,
-    backend: BackendId,
-    generation: u32,
-    service: ServiceId,
-    /// [`Device::bits`] of where the client is.
-    device: u32,
-}
-
-/// Decides a packet that may open a flow. `former` is the flow that had the same ends, which is over.
+/// Decides a packet that may open a flow. `former` is where [`Work::flow`] is, if there was a flow with the same ends, which is over.
 #[inline(always)]
-pub fn open<A: FlowAddr, W: Flows<A>>(
+pub(super) fn open<A: FlowAddr, W: Flows<A>>(
     world: &W,
     ifindex: u32,
-    packet: &Headers<A>,
-    former: Option<&Former<A>>,
-) -> Verdict<A> {
-    let mut choice = Choice {
-        target: packet.key.to(),
-        backend: BackendId::NONE,
-        generation: 0,
-        service: ServiceId { index: 0 },
-        device: 0,
-    };
-    match choose_for(world, ifindex, packet, &mut choice) {
-        Fate::Pass => return Verdict::Pass,
-        Fate::Drop => return Verdict::Drop,
-        Fate::Refuse => return Verdict::Refuse,
-        Fate::Served => {}
-    }
-    let mut after = FlowKey {
-        dst: A::narrow(choice.target.addr),
-        dport: choice.target.port,
-        ..packet.key
-    };
-    let mut opened = Opened {
-        ifindex,
-        backend: choice.backend,
-        generation: choice.generation,
-        service: choice.service,
-        bits: FlowBits::default(),
-        now_s: world.now_s(),
-    };
-    match address(world, &choice, &mut after, &mut opened) {
-        None => {}
-        Some(reason) => {
-            world.count(reason);
-            return Verdict::Drop;
-        }
-    }
-    if opened.bits.has(FlowBits::MASQUERADED) && packet.ttl <= 1 {
-        world.count(Reason::TtlExceeded);
-        return Verdict::Drop;
-    }
-    if !write(world, &packet.key, former, (&mut after, &mut opened)) {
-        return Verdict::Drop;
-    }
-    let way = if opened.bits.has(FlowBits::MASQUERADED) { Way::Routed } else { Way::On };
-    Verdict::Translate(Translation { after, way })
-}
-
-/// Who serves a packet's flow. Only where somebody does, `choice` is written.
-#[inline(never)]
-fn choose_for<A: FlowAddr, W: Flows<A>>(
-    world: &W,
-    ifindex: u32,
-    packet: &Headers<A>,
-    choice: &mut Choice,
-) -> Fate {
-    let Some(frontend) = frontend(world, packet) else { return Fate::Pass };
-    let Some(Device { bits: device, .. }) = world.device(ifindex) else { return Fate::Pass };
-    let served = match served(world, device, packet, frontend) {
+    work: &mut Work<A>,
+    former: Option<Table>,
+) -> Verdict {
+    let Some(frontend) = frontend(world, &work.packet) else { return Verdict::Pass };
+    let Some(Device { bits: device, .. }) = world.device(ifindex) else { return Verdict::Pass };
+    let served = match served(world, device, &work.packet, frontend) {
         Ok(served) => served,
-        Err(fate) => return fate,
+        Err(verdict) => return verdict,
     };
-    let Some(chosen) = choose(world, &served) else { return Fate::Drop };
-    *choice = Choice {
-        target: chosen.target,
+    let Some(chosen) = choose(world, &served, &mut work.room) else { return Verdict::Drop };
+    work.after = FlowKey { dst: A::narrow(chosen.target.addr), dport: chosen.target.port, ..work.packet.key };
+    work.opened = Opened {
+        ifindex,
         backend: chosen.backend,
         generation: chosen.generation,
         service: served.service,
-        device,
+        bits: FlowBits::default(),
+        now_s: world.now_s(),
     };
-    Fate::Served
+    let refused = match masquerade(world, device, work) {
+        Err(reason) => Some(reason),
+        Ok(()) if is_masqueraded(work) && work.packet.ttl <= 1 => Some(Reason::TtlExceeded),
+        Ok(()) => write(world, work, former).err(),
+    };
+    if let Some(reason) = refused {
+        world.count(reason);
+        return Verdict::Drop;
+    }
+    Verdict::Translate(if is_masqueraded(work) { Way::Routed } else { Way::On })
+}
+
+#[inline(always)]
+fn is_masqueraded<A>(work: &Work<A>) -> bool {
+    work.opened.bits.has(FlowBits::MASQUERADED)
 }
 
 /// The frontend of a packet's destination. The order of matching is that of semantics 2.22.
@@ -147,7 +84,7 @@ fn served<A: FlowAddr, W: Flows<A>>(
     device: u32,
     packet: &Headers<A>,
     frontend: Frontend,
-) -> Result<Served, Fate> {
+) -> Result<Served, Verdict> {
     let client = packet.key.src.widen();
     let service = frontend.service;
     let is_pod = device & Device::PODS != 0;
@@ -155,20 +92,20 @@ fn served<A: FlowAddr, W: Flows<A>>(
         frontend.kind == FrontendKind::ClusterIp as u8 || frontend.kind == FrontendKind::OtherPorts as u8;
     if internal && !is_pod && !world.config().packets.has(PacketLb::EXTERNAL_CLUSTER_IP) {
         // Cluster addresses are for the cluster.
-        return Err(Fate::Pass);
+        return Err(Verdict::Pass);
     }
     if world.address(&client).is_some() {
         // Our own address, from outside: nobody may answer to that, and the stack says so.
         world.count(Reason::Martian);
-        return Err(Fate::Pass);
+        return Err(Verdict::Pass);
     }
     if frontend.kind == FrontendKind::OtherPorts as u8 {
         world.count(Reason::RefusedPacket);
-        return Err(Fate::Refuse);
+        return Err(Verdict::Refuse);
     }
     let Some((flags, affinity_s)) = world.policy(service) else {
         world.count(Reason::Dangling);
-        return Err(Fate::Pass);
+        return Err(Verdict::Pass);
     };
     // SR-4, NE-5: before everything else.
     if frontend.kind == FrontendKind::LoadBalancer as u8
@@ -176,7 +113,7 @@ fn served<A: FlowAddr, W: Flows<A>>(
         && !world.allows(service, client)
     {
         world.count(Reason::DroppedRestricted);
-        return Err(Fate::Drop);
+        return Err(Verdict::Drop);
     }
     let local = if internal {
         flags.has(ServiceFlags::INTERNAL_LOCAL)
@@ -191,183 +128,154 @@ fn served<A: FlowAddr, W: Flows<A>>(
     };
     let Some(run) = run else {
         world.count(Reason::Dangling);
-        return Err(Fate::Pass);
+        return Err(Verdict::Pass);
     };
     if run.is_elsewhere() {
         world.count(Reason::DroppedElsewhere);
-        return Err(Fate::Drop);
+        return Err(Verdict::Drop);
     }
     if run.count == 0 {
         world.count(Reason::RefusedPacket);
-        return Err(Fate::Refuse);
+        return Err(Verdict::Refuse);
     }
     Ok(Served { service, client: Client::of_addr(client), run, affinity_s, member })
 }
 
-/// Gives `after`, the packet on its way to the backend, the source that the backend is to see: an address of this node, or the
-/// client's own. Gives the reason if there is none.
+/// Gives [`Work::after`], the packet on its way to the backend, the source that the backend is to see: an address of this node, or the
+/// client's own.
 ///
 /// A backend on this node answers by way of this node, whoever the client is (MQ-3 leaves that open). So does every backend that
 /// a pod of this node has asked: the answer passes the pod's own device.
-#[inline(never)]
-fn address<A: FlowAddr, W: Flows<A>>(
-    world: &W,
-    choice: &Choice,
-    after: &mut FlowKey<A>,
-    opened: &mut Opened,
-) -> Option<Reason> {
-    let is_pod = choice.device & Device::PODS != 0;
-    let shared = choice.device & Device::SHARED != 0;
+#[inline(always)]
+fn masquerade<A: FlowAddr, W: Flows<A>>(world: &W, device: u32, work: &mut Work<A>) -> Result<(), Reason> {
+    let Work { after, opened, .. } = work;
+    let is_pod = device & Device::PODS != 0;
+    let shared = device & Device::SHARED != 0;
     let hairpin = after.src == after.dst;
     let all = world.config().packets.has(PacketLb::MASQUERADE_ALL);
-    let here = world.backend(choice.backend).is_some_and(|backend| backend.runs & Backend::HERE != 0);
+    let here = world.backend(opened.backend).is_some_and(|backend| backend.runs & Backend::HERE != 0);
     let must = hairpin || all || !(is_pod || here);
     if !must && !shared {
-        return None;
+        return Ok(());
     }
     let ifindex = match world.route(after) {
         Route::Out { ifindex } => ifindex,
         // A process of this node: it answers by way of this node.
-        Route::Local => return None,
-        Route::None => return must.then_some(Reason::NoRoute),
+        Route::Local => return Ok(()),
+        Route::None => return if must { Err(Reason::NoRoute) } else { Ok(()) },
     };
     if !must && ifindex != opened.ifindex {
-        return None;
+        return Ok(());
     }
-    let Some(source) = world.device(ifindex).and_then(|device| A::of_device(&device)) else {
-        return Some(Reason::NoRoute);
-    };
-    after.src = source;
+    after.src = world.device(ifindex).and_then(|device| A::of_device(&device)).ok_or(Reason::NoRoute)?;
     opened.bits = FlowBits::MASQUERADED;
-    None
+    Ok(())
 }
 
-/// Writes both entries of a flow: first that of the answers, which reserves their key, and gives `after` the source port that goes with
-/// it. False if nothing was written, which is counted.
-#[inline(never)]
+/// Writes both entries of a flow: first that of the answers, which reserves their key, and gives [`Work::after`] the source port that
+/// goes with it.
+#[inline(always)]
 fn write<A: FlowAddr, W: Flows<A>>(
     world: &W,
-    key: &FlowKey<A>,
-    former: Option<&Former<A>>,
-    (after, opened): (&mut FlowKey<A>, &mut Opened),
-) -> bool {
-    if !reserve(world, key, after, opened) {
-        world.count(Reason::NoPort);
-        return false;
+    work: &mut Work<A>,
+    former: Option<Table>,
+) -> Result<(), Reason> {
+    if !reserve(world, work) {
+        return Err(Reason::NoPort);
     }
-    let flow = Flow::new(key, after, Direction::Original, opened);
-    if !world.put_flow(Table::New, key, &flow, former.is_some()) {
-        return second(world, key, after, opened);
+    work.entry = Flow::new(&work.packet.key, &work.after, Direction::Original, &work.opened);
+    if !world.put_flow(Table::New, &work.packet.key, &work.entry, former.is_some()) {
+        return follow_first(world, work);
     }
-    if let Some(former) = former {
-        forget(world, key, former, after);
+    if let Some(table) = former {
+        forget(world, work, table);
     }
     world.count(Reason::Flow);
-    true
+    Ok(())
 }
 
-/// Writes the entry of the answers to `after`, with a source port that is free.
+/// Writes the entry of the answers to [`Work::after`], with a source port that is free.
 #[inline(always)]
-fn reserve<A: FlowAddr, W: Flows<A>>(
-    world: &W,
-    key: &FlowKey<A>,
-    after: &mut FlowKey<A>,
-    opened: &Opened,
-) -> bool {
+fn reserve<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>) -> bool {
     // Masqueraded; or the client asks another frontend from the same port, and has met the same backend: another source port
     // tells the answers apart.
-    let keeps_port = !opened.bits.has(FlowBits::MASQUERADED);
+    let keeps_port = !is_masqueraded(work);
     for attempt in 0..PORT_TRIES {
         if !(keeps_port && attempt == 0) {
             let Some(port) = world.masquerade_port(world.random()) else { return false };
-            after.sport = port;
+            work.after.sport = port;
         }
-        if reserve_one(world, key, after, opened) {
+        if reserve_one(world, work) {
             return true;
         }
     }
     false
 }
 
-/// Writes the entry of the answers to `after` where none is, or one that is over.
-#[inline(never)]
-fn reserve_one<A: FlowAddr, W: Flows<A>>(
-    world: &W,
-    key: &FlowKey<A>,
-    after: &FlowKey<A>,
-    opened: &Opened,
-) -> bool {
-    let answers = after.reversed();
-    let mut flow = Flow::NONE;
-    let taken = world.flow(&answers, &mut flow);
+/// Writes the entry of the answers to [`Work::after`] where none is, or one that is over.
+#[inline(always)]
+fn reserve_one<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>) -> bool {
+    let Work { packet, after, answers, entry, opened, .. } = work;
+    *answers = after.reversed();
+    let taken = world.flow(answers, entry);
     if taken.is_some() {
-        let same = flow.is_of(&answers) && flow.leads_to(&key.reversed());
-        let over = flow.state.is_closing() && opened.now_s.wrapping_sub(flow.seen_s) >= CLOSED_S;
+        let same = entry.is_of(answers) && entry.restores(&packet.key);
+        let over = entry.state.is_closing() && opened.now_s.wrapping_sub(entry.seen_s) >= CLOSED_S;
         if !same && !over {
             return false;
         }
     }
-    flow = Flow::new(&answers, &key.reversed(), Direction::Reply, opened);
-    let written = world.put_flow(Table::New, &answers, &flow, taken.is_some());
+    *entry = Flow::new(answers, &packet.key.reversed(), Direction::Reply, opened);
+    let written = world.put_flow(Table::New, answers, entry, taken.is_some());
     if written && taken == Some(Table::Kept) {
-        world.remove_flow(Table::Kept, &answers);
+        world.remove_flow(Table::Kept, answers);
     }
     written
 }
 
 /// Another packet of the same flow was faster: this one follows it.
-#[inline(never)]
-fn second<A: FlowAddr, W: Flows<A>>(
-    world: &W,
-    key: &FlowKey<A>,
-    mine: &mut FlowKey<A>,
-    opened: &mut Opened,
-) -> bool {
-    let mut flow = Flow::NONE;
-    let found = find(world, key, &mut flow).is_some() && flow.goes(Direction::Original);
-    if !(found && flow.leads_to(mine)) {
-        world.remove_flow(Table::New, &mine.reversed());
+#[inline(always)]
+fn follow_first<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>) -> Result<(), Reason> {
+    let Work { packet, after, answers, entry, opened, .. } = work;
+    let found = find(world, &packet.key, entry).is_some() && entry.goes(Direction::Original);
+    if !(found && entry.leads_to(after)) {
+        world.remove_flow(Table::New, answers);
     }
     if !found {
-        world.count(Reason::NoFlow);
-        return false;
+        return Err(Reason::NoFlow);
     }
-    *mine = flow.rewritten(key);
-    opened.bits = flow.bits;
-    true
+    *after = entry.rewritten(&packet.key);
+    opened.bits = entry.bits;
+    Ok(())
 }
 
 /// Deletes what is left of a flow that had the same ends: the kept entry, which hides the new one, and the entry of its
 /// answers.
-#[inline(never)]
-fn forget<A: FlowAddr, W: Flows<A>>(world: &W, key: &FlowKey<A>, former: &Former<A>, after: &FlowKey<A>) {
-    if former.table == Table::Kept {
-        world.remove_flow(Table::Kept, key);
+#[inline(always)]
+fn forget<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, table: Table) {
+    if table == Table::Kept {
+        world.remove_flow(Table::Kept, &work.packet.key);
     }
-    if former.answers != *key && former.answers != after.reversed() {
-        world.remove_flow(Table::Kept, &former.answers);
-        world.remove_flow(Table::New, &former.answers);
+    if work.flow.goes(Direction::Original) && !work.flow.leads_to(&work.after) {
+        work.answers = work.flow.other_key(&work.packet.key);
+        world.remove_flow(Table::Kept, &work.answers);
+        world.remove_flow(Table::New, &work.answers);
     }
 }
 
 /// What this node sends by UDP from a port that is a NodePort too: the answers are its own.
 #[inline(always)]
-pub(super) fn note_foreign<A: FlowAddr, W: Flows<A>>(world: &W, packet: &Headers<A>) {
-    if packet.key.proto != Proto::UDP || !world.config().may_be_node_port(packet.key.sport) {
+pub(super) fn note_foreign<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>) {
+    let key = &work.packet.key;
+    if key.proto != Proto::UDP
+        || !world.config().may_be_node_port(key.sport)
+        || !world.address(&key.src.widen()).is_some_and(|address| address.has(Address::NODE))
+    {
         return;
     }
-    note_foreign_from(world, &packet.key);
-}
-
-#[inline(never)]
-fn note_foreign_from<A: FlowAddr, W: Flows<A>>(world: &W, key: &FlowKey<A>) {
-    if !world.address(&key.src.widen()).is_some_and(|address| address.has(Address::NODE)) {
-        return;
-    }
-    let answers = key.reversed();
-    let mut flow = Flow::NONE;
-    if world.flow(&answers, &mut flow).is_none() {
-        flow = Flow::foreign(&answers, world.now_s());
-        world.put_flow(Table::New, &answers, &flow, false);
+    work.answers = key.reversed();
+    if world.flow(&work.answers, &mut work.entry).is_none() {
+        work.entry = Flow::foreign(&work.answers, world.now_s());
+        world.put_flow(Table::New, &work.answers, &work.entry, false);
     }
 }

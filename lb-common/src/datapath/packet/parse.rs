@@ -56,14 +56,15 @@ impl TcpFlags {
 
 /// Whether a packet is a piece of a datagram.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(u32)]
 pub enum Fragment {
     /// All of it.
     #[default]
-    Whole,
+    Whole = 0,
     /// The first piece, which has the ports. The number is what all pieces share.
-    First(u32),
+    First(u32) = 1,
     /// A later one, without ports.
-    Later(u32),
+    Later(u32) = 2,
 }
 
 /// What the decisions need to know of a packet.

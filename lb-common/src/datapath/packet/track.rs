@@ -1,9 +1,6 @@
 //! Packets of flows that are known.
 
-use super::{
-    Flows, Former, Table, Translation, Verdict, Way,
-    parse::{Headers, TcpFlags},
-};
+use super::{Flows, Table, Verdict, Way, Work, parse::TcpFlags};
 use crate::abi::{Direction, Flow, FlowAddr, FlowBits, FlowKey, FlowState, Proto, Reason};
 
 /// Seconds without a packet after which a UDP flow is another one (nf_conntrack_udp_timeout_stream): its next packet chooses
@@ -21,55 +18,57 @@ pub(super) fn find<A: FlowAddr, W: Flows<A>>(
     flow.is_of(key).then_some(table)
 }
 
-/// A packet with an entry that comes from a device.
+/// A packet with an entry in `table`, [`Work::flow`], that comes from a device. Nothing if it begins another flow.
 #[inline(always)]
 pub(super) fn ingress<A: FlowAddr, W: Flows<A>>(
     world: &W,
-    ifindex: u32,
-    packet: &Headers<A>,
-    (flow, table): (&Flow<A>, Table),
-) -> Verdict<A> {
-    let is_ours = !flow.goes(Direction::Foreign);
-    let masqueraded = flow.bits.has(FlowBits::MASQUERADED);
-    if flow.goes(Direction::Reply) {
-        return if masqueraded {
-            follow(world, packet, (flow, table), Way::Device { ifindex: flow.ifindex })
-        } else {
+    work: &mut Work<A>,
+    table: Table,
+) -> Option<Verdict> {
+    let masqueraded = work.flow.bits.has(FlowBits::MASQUERADED);
+    if work.flow.goes(Direction::Reply) {
+        if !masqueraded {
             // It is on its way to the client, and is restored where it leaves.
-            Verdict::Pass
-        };
+            return Some(Verdict::Pass);
+        }
+    } else if is_over(world, work) {
+        return None;
     }
-    if is_over(world, packet, flow) {
-        let answers = if is_ours { flow.other_key(&packet.key) } else { packet.key };
-        return world.open(ifindex, packet, Some(&Former { table, answers }));
+    if work.flow.goes(Direction::Foreign) {
+        see(world, work, table);
+        return Some(Verdict::Pass);
     }
-    if is_ours {
-        follow(world, packet, (flow, table), if masqueraded { Way::Routed } else { Way::On })
+    let way = if work.flow.goes(Direction::Reply) {
+        Way::Device { ifindex: work.flow.ifindex }
+    } else if masqueraded {
+        Way::Routed
     } else {
-        see(world, packet, (flow, table));
-        Verdict::Pass
-    }
+        Way::On
+    };
+    Some(follow(world, work, table, way))
 }
 
-/// A packet with an entry that leaves by a device.
+/// A packet with an entry in `table`, [`Work::flow`], that leaves by a device.
 #[inline(always)]
 pub(super) fn egress<A: FlowAddr, W: Flows<A>>(
     world: &W,
     ifindex: u32,
-    packet: &Headers<A>,
-    (flow, table): (&Flow<A>, Table),
-) -> Verdict<A> {
+    work: &mut Work<A>,
+    table: Table,
+) -> Verdict {
+    let flow = &work.flow;
     if !flow.goes(Direction::Reply) || flow.bits.has(FlowBits::MASQUERADED) {
         return Verdict::Pass;
     }
     // Two uplinks: what was asked by one is answered by the same one, whatever the routes say.
     let way = if flow.ifindex == ifindex { Way::On } else { Way::Device { ifindex: flow.ifindex } };
-    follow(world, packet, (flow, table), way)
+    follow(world, work, table, way)
 }
 
 /// Whether a client's packet begins another flow with the same ends.
 #[inline(always)]
-fn is_over<A: FlowAddr, W: Flows<A>>(world: &W, packet: &Headers<A>, flow: &Flow<A>) -> bool {
+fn is_over<A: FlowAddr, W: Flows<A>>(world: &W, work: &Work<A>) -> bool {
+    let Work { packet, flow, .. } = work;
     if !packet.opens() {
         // CT-6: connections stay with a backend that is gone.
         return false;
@@ -87,24 +86,21 @@ fn is_over<A: FlowAddr, W: Flows<A>>(world: &W, packet: &Headers<A>, flow: &Flow
 
 /// Translates a packet as its entry says, and notes what it tells of the flow.
 #[inline(always)]
-fn follow<A: FlowAddr, W: Flows<A>>(
-    world: &W,
-    packet: &Headers<A>,
-    (flow, table): (&Flow<A>, Table),
-    way: Way,
-) -> Verdict<A> {
-    if !matches!(way, Way::On) && packet.ttl <= 1 {
+fn follow<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, table: Table, way: Way) -> Verdict {
+    if !matches!(way, Way::On) && work.packet.ttl <= 1 {
         world.count(Reason::TtlExceeded);
         return Verdict::Drop;
     }
-    note(world, packet, (flow, table));
-    Verdict::Translate(Translation { after: flow.rewritten(&packet.key), way })
+    work.after = work.flow.rewritten(&work.packet.key);
+    note(world, work, table);
+    Verdict::Translate(way)
 }
 
 /// Notes what a packet tells of its flow. For nearly all of them that is nothing new: no store.
 #[inline(always)]
-fn note<A: FlowAddr, W: Flows<A>>(world: &W, packet: &Headers<A>, (flow, table): (&Flow<A>, Table)) {
-    see(world, packet, (flow, table));
+fn note<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, table: Table) {
+    see(world, work, table);
+    let Work { packet, flow, .. } = work;
     let mut state = flow.state;
     if packet.tcp.has(TcpFlags::FIN) {
         state = state.with(FlowState::FIN);
@@ -118,76 +114,66 @@ fn note<A: FlowAddr, W: Flows<A>>(world: &W, packet: &Headers<A>, (flow, table):
     if flow.goes(Direction::Reply) {
         state = state.with(FlowState::REPLIED);
     } else if table == Table::New && state.has(FlowState::REPLIED) && !packet.asks() {
-        keep(world, packet, flow, state);
+        keep(world, work, state);
         return;
     }
     if state != flow.state {
-        changed(world, &packet.key, (flow, table), state);
+        changed(world, work, table, state);
     }
 }
 
 /// Notes that a flow is in use, in both entries, at most once a second.
 #[inline(always)]
-fn see<A: FlowAddr, W: Flows<A>>(world: &W, packet: &Headers<A>, (flow, table): (&Flow<A>, Table)) {
+fn see<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, table: Table) {
     let now_s = world.now_s();
-    if now_s != flow.seen_s {
-        seen(world, &packet.key, flow, table);
+    if now_s == work.flow.seen_s {
+        return;
     }
-}
-
-#[inline(never)]
-fn seen<A: FlowAddr, W: Flows<A>>(world: &W, key: &FlowKey<A>, flow: &Flow<A>, table: Table) {
-    let now_s = world.now_s();
-    world.put_seen(table, key, now_s);
-    if !flow.goes(Direction::Foreign) {
-        world.put_seen(table, &flow.other_key(key), now_s);
+    world.put_seen(table, &work.packet.key, now_s);
+    if !work.flow.goes(Direction::Foreign) {
+        work.answers = work.flow.other_key(&work.packet.key);
+        world.put_seen(table, &work.answers, now_s);
     }
 }
 
 /// Stores what a packet has told of its flow. That the backend has answered, and that either end has reset the connection, both
 /// entries say.
-#[inline(never)]
-fn changed<A: FlowAddr, W: Flows<A>>(
-    world: &W,
-    key: &FlowKey<A>,
-    (flow, table): (&Flow<A>, Table),
-    state: FlowState,
-) {
-    world.put_state(table, key, state);
+#[inline(always)]
+fn changed<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, table: Table, state: FlowState) {
+    world.put_state(table, &work.packet.key, state);
     let mut both = FlowState::NEW;
-    if flow.goes(Direction::Reply) && !flow.state.has(FlowState::REPLIED) {
+    if work.flow.goes(Direction::Reply) && !work.flow.state.has(FlowState::REPLIED) {
         both = FlowState::REPLIED;
     }
     if state.has(FlowState::RESET) {
         both = both.with(FlowState::RESET);
     }
-    if both != FlowState::NEW {
-        let other = flow.other_key(key);
-        let mut entry = Flow::NONE;
-        if let Some(table) = find(world, &other, &mut entry) {
-            world.put_state(table, &other, entry.state.with(both));
-        }
+    if both == FlowState::NEW {
+        return;
+    }
+    work.answers = work.flow.other_key(&work.packet.key);
+    if let Some(table) = find(world, &work.answers, &mut work.entry) {
+        world.put_state(table, &work.answers, work.entry.state.with(both));
     }
 }
 
 /// Both directions are proven: the flow is kept whatever new ones come. With a full table it stays where it is, and is tried
 /// again with the next packet.
-#[inline(never)]
-fn keep<A: FlowAddr, W: Flows<A>>(world: &W, packet: &Headers<A>, flow: &Flow<A>, state: FlowState) {
-    let reply = flow.other_key(&packet.key);
-    let mut entry = Flow::NONE;
-    if find(world, &reply, &mut entry) != Some(Table::New) || !entry.goes(Direction::Reply) {
+#[inline(always)]
+fn keep<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, state: FlowState) {
+    work.answers = work.flow.other_key(&work.packet.key);
+    let Work { packet, flow, answers, entry, .. } = work;
+    if find(world, answers, entry) != Some(Table::New) || !entry.goes(Direction::Reply) {
         return;
     }
     entry.state = entry.state.with(FlowState::PROVEN);
-    if world.put_flow(Table::Kept, &reply, &entry, false) {
-        entry = *flow;
-        entry.state = state.with(FlowState::PROVEN);
-        entry.seen_s = world.now_s();
-        if world.put_flow(Table::Kept, &packet.key, &entry, false) {
+    if world.put_flow(Table::Kept, answers, entry, false) {
+        flow.state = state.with(FlowState::PROVEN);
+        flow.seen_s = world.now_s();
+        if world.put_flow(Table::Kept, &packet.key, flow, false) {
             return;
         }
-        world.remove_flow(Table::Kept, &reply);
+        world.remove_flow(Table::Kept, answers);
     }
     world.count(Reason::NotKept);
 }
