@@ -13,7 +13,7 @@ use crate::{
         Slot, SockTcp, SockUdp, UdpPeer,
     },
     datapath::{
-        packet::{Flows, Route, Table},
+        packet::{self, Flows, Route, Table, Verdict, Work},
         sock::Socket,
         tables::Tables,
     },
@@ -191,6 +191,18 @@ impl<A: Family> Flows<A> for MemTables {
 
     fn allows(&self, service: ServiceId, client: Addr) -> bool {
         self.allowed.contains(&(service, client))
+    }
+
+    fn begin(&self, ifindex: u32, work: &mut Work<A>) -> Verdict {
+        packet::begin(self, ifindex, work)
+    }
+
+    fn commit(&self, work: &mut Work<A>, former: Option<Table>) -> Verdict {
+        packet::commit(self, work, former)
+    }
+
+    fn reserve(&self, work: &mut Work<A>) -> bool {
+        packet::reserve(self, work)
     }
 }
 

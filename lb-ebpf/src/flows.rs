@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "map values and helpers are raw pointers")]
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST, bpf_fib_lookup as FibLookup},
+    bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST, bpf_fib_lookup as FibLookup},
     btf_maps::lpm_trie::Key,
     helpers::generated::{bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
 };
@@ -10,7 +10,7 @@ use core::mem;
 use lb_common::{
     abi::{Addr, Addr4, Device, Flow, FlowAddr, FlowKey, FlowState, RangeKey, ServiceId},
     datapath::{
-        packet::{Flows, Route, Table, Work},
+        packet::{self, Flows, Route, Table, Verdict, Way, Work},
         tables::Tables as _,
     },
 };
@@ -31,6 +31,14 @@ const NOT_FORWARDED: i64 = 4;
 const NO_NEIGHBOUR: i64 = 7;
 const FRAG_NEEDED: i64 = 8;
 
+/// Memory for the packet at hand.
+#[repr(C)]
+pub(crate) struct Scratch<A> {
+    pub(crate) work: Work<A>,
+    /// For the kernel's routes.
+    pub(crate) lookup: FibLookup,
+}
+
 /// What the families have each for themselves.
 pub(crate) trait Family: FlowAddr {
     /// Pointer to the entry of a key.
@@ -42,7 +50,13 @@ pub(crate) trait Family: FlowAddr {
     /// Writes both addresses of a look-up for a route.
     fn put_ends(lookup: &mut FibLookup, key: &FlowKey<Self>);
     /// Memory for one packet of this CPU, one for each side: a packet may leave while another one comes.
-    fn work(side: Side) -> Option<*mut Work<Self>>;
+    fn scratch(side: Side) -> Option<*mut Scratch<Self>>;
+    /// [`begin`], by the function that is the family's.
+    fn call_begin(ctx: *mut __sk_buff, ifindex: u32) -> u64;
+    /// [`commit`], likewise.
+    fn call_commit(former: u32) -> u64;
+    /// [`reserve`], likewise.
+    fn call_reserve() -> u32;
 }
 
 impl Family for Addr4 {
@@ -79,8 +93,23 @@ impl Family for Addr4 {
     }
 
     #[inline(always)]
-    fn work(side: Side) -> Option<*mut Work<Self>> {
+    fn scratch(side: Side) -> Option<*mut Scratch<Self>> {
         maps::SCRATCH4.get_ptr_mut(side as u32)
+    }
+
+    #[inline(always)]
+    fn call_begin(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
+        lb_begin4(ctx, ifindex)
+    }
+
+    #[inline(always)]
+    fn call_commit(former: u32) -> u64 {
+        lb_commit4(former)
+    }
+
+    #[inline(always)]
+    fn call_reserve() -> u32 {
+        lb_reserve4()
     }
 }
 
@@ -118,8 +147,23 @@ impl Family for Addr {
     }
 
     #[inline(always)]
-    fn work(side: Side) -> Option<*mut Work<Self>> {
+    fn scratch(side: Side) -> Option<*mut Scratch<Self>> {
         maps::SCRATCH6.get_ptr_mut(side as u32)
+    }
+
+    #[inline(always)]
+    fn call_begin(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
+        lb_begin6(ctx, ifindex)
+    }
+
+    #[inline(always)]
+    fn call_commit(former: u32) -> u64 {
+        lb_commit6(former)
+    }
+
+    #[inline(always)]
+    fn call_reserve() -> u32 {
+        lb_reserve6()
     }
 }
 
@@ -214,14 +258,31 @@ impl<A: Family> Flows<A> for BpfTables {
         let key = Key::new(RangeKey::BITS, RangeKey { service, addr: client.octets });
         maps::SRC_RANGES.get(&key).is_some()
     }
+
+    #[inline(always)]
+    fn begin(&self, ifindex: u32, _work: &mut Work<A>) -> Verdict {
+        verdict(A::call_begin(self.ctx.cast(), ifindex))
+    }
+
+    #[inline(always)]
+    fn commit(&self, _work: &mut Work<A>, former: Option<Table>) -> Verdict {
+        verdict(A::call_commit(former.map_or(0, |table| table as u32 + 1)))
+    }
+
+    #[inline(always)]
+    fn reserve(&self, _work: &mut Work<A>) -> bool {
+        A::call_reserve() != 0
+    }
 }
 
-/// In a frame of its own: it is asked in two places, and programs have 512 bytes.
-#[inline(never)]
+/// Where packets of a key leave.
+#[inline(always)]
 fn route<A: Family>(tables: &BpfTables, key: &FlowKey<A>) -> Route {
+    // SAFETY: whoever asks for routes has given memory for it, that of the packet at hand.
+    let lookup = unsafe { &mut *tables.lookup };
     // SAFETY: all fields are numbers or arrays of them.
-    let mut lookup: FibLookup = unsafe { mem::zeroed() };
-    A::put_ends(&mut lookup, key);
+    *lookup = unsafe { mem::zeroed() };
+    A::put_ends(lookup, key);
     lookup.l4_protocol = key.proto.number;
     lookup.sport = key.sport.to_be();
     lookup.dport = key.dport.to_be();
@@ -229,10 +290,110 @@ fn route<A: Family>(tables: &BpfTables, key: &FlowKey<A>) -> Route {
     #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "64")]
     let size = size_of::<FibLookup>() as i32;
     // SAFETY: the context is valid for the program's run; the helper writes no more than `size` bytes.
-    let found = unsafe { bpf_fib_lookup(tables.ctx, &raw mut lookup, size, 0) };
+    let found = unsafe { bpf_fib_lookup(tables.ctx, tables.lookup, size, 0) };
     match found {
         SUCCESS | NO_NEIGHBOUR | FRAG_NEEDED => Route::Out { ifindex: lookup.ifindex },
         NOT_FORWARDED => Route::Local,
         _ => Route::None,
     }
+}
+
+/// A verdict in a number, as a function may return it that the verifier looks at by itself.
+const fn number(verdict: Verdict) -> u64 {
+    match verdict {
+        Verdict::Pass => 0,
+        Verdict::Drop => 1,
+        Verdict::Refuse => 2,
+        Verdict::Translate(Way::On) => 3,
+        Verdict::Translate(Way::Routed) => 4,
+        Verdict::Translate(Way::Device { ifindex }) => (ifindex as u64) << 8 | 5,
+    }
+}
+
+/// The verdict of a [`number`].
+#[inline(always)]
+const fn verdict(number: u64) -> Verdict {
+    match number {
+        0 => Verdict::Pass,
+        1 => Verdict::Drop,
+        2 => Verdict::Refuse,
+        3 => Verdict::Translate(Way::On),
+        4 => Verdict::Translate(Way::Routed),
+        #[expect(clippy::cast_possible_truncation, reason = "as it was put in")]
+        _ => Verdict::Translate(Way::Device { ifindex: (number >> 8) as u32 }),
+    }
+}
+
+/// `packet::begin` of the packet at hand.
+#[inline(always)]
+fn begin<A: Family>(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
+    let Some(scratch) = A::scratch(Side::Ingress) else { return number(Verdict::Pass) };
+    // SAFETY: see `tc::decide`, which called this one.
+    let Scratch { work, lookup } = unsafe { &mut *scratch };
+    number(packet::begin(&BpfTables { ctx: ctx.cast(), ifindex, lookup }, ifindex, work))
+}
+
+/// `packet::commit` of the packet at hand.
+#[inline(always)]
+fn commit<A: Family>(former: u32) -> u64 {
+    let Some(scratch) = A::scratch(Side::Ingress) else { return number(Verdict::Pass) };
+    // SAFETY: see `tc::decide`, which called this one.
+    let Scratch { work, .. } = unsafe { &mut *scratch };
+    let former = match former {
+        0 => None,
+        1 => Some(Table::New),
+        _ => Some(Table::Kept),
+    };
+    number(packet::commit(&BpfTables::SOCKETS, work, former))
+}
+
+/// `packet::reserve` of the packet at hand.
+#[inline(always)]
+fn reserve<A: Family>() -> u32 {
+    let Some(scratch) = A::scratch(Side::Ingress) else { return 0 };
+    // SAFETY: see `tc::decide`, which called this one.
+    let Scratch { work, .. } = unsafe { &mut *scratch };
+    u32::from(packet::reserve(&BpfTables::SOCKETS, work))
+}
+
+/// Functions with a name of their own and plain arguments are verified once, whoever calls them.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_begin4(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
+    begin::<Addr4>(ctx, ifindex)
+}
+
+/// See [`lb_begin4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_begin6(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
+    begin::<Addr>(ctx, ifindex)
+}
+
+/// See [`lb_begin4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_commit4(former: u32) -> u64 {
+    commit::<Addr4>(former)
+}
+
+/// See [`lb_begin4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_commit6(former: u32) -> u64 {
+    commit::<Addr>(former)
+}
+
+/// See [`lb_begin4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_reserve4() -> u32 {
+    reserve::<Addr4>()
+}
+
+/// See [`lb_begin4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_reserve6() -> u32 {
+    reserve::<Addr>()
 }

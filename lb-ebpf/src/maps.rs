@@ -7,7 +7,7 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage},
     macros::btf_map,
 };
-use lb_common::datapath::packet::Work;
+use crate::flows::Scratch;
 use lb_common::abi::{
     Addr, Addr4, Address, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey,
     Netns, PortList, RangeKey, Service, Slot, SockTcp, SockUdp,
@@ -73,10 +73,10 @@ pub(crate) static NEW6: LruHashMap<FlowKey<Addr>, Flow<Addr>, 1> = LruHashMap::n
 pub(crate) static FLOWS6: HashMap<FlowKey<Addr>, Flow<Addr>, 1> = HashMap::new();
 /// Memory for the packet at hand, by side: more than a program's stack. Nothing of it is remembered.
 #[btf_map(name = "lb_scratch4")]
-pub(crate) static SCRATCH4: PerCpuArray<Work<Addr4>, 2> = PerCpuArray::new();
+pub(crate) static SCRATCH4: PerCpuArray<Scratch<Addr4>, 2> = PerCpuArray::new();
 /// The same for IPv6.
 #[btf_map(name = "lb_scratch6")]
-pub(crate) static SCRATCH6: PerCpuArray<Work<Addr>, 2> = PerCpuArray::new();
+pub(crate) static SCRATCH6: PerCpuArray<Scratch<Addr>, 2> = PerCpuArray::new();
 /// Counters by reason.
 #[btf_map(name = "lb_reasons")]
 pub(crate) static REASONS: PerCpuArray<u64, { lb_common::abi::Reason::ALL.len() }> = PerCpuArray::new();

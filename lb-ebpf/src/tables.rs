@@ -4,7 +4,7 @@
 use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
+    bindings::{BPF_ANY, BPF_NOEXIST, bpf_fib_lookup},
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
 };
 use lb_common::{
@@ -23,11 +23,13 @@ pub(crate) struct BpfTables {
     pub(crate) ctx: *mut c_void,
     /// The device of the packet at hand.
     pub(crate) ifindex: u32,
+    /// Memory for the kernel's routes.
+    pub(crate) lookup: *mut bpf_fib_lookup,
 }
 
 impl BpfTables {
     /// For programs that see no packets.
-    pub(crate) const SOCKETS: Self = Self { ctx: ptr::null_mut(), ifindex: 0 };
+    pub(crate) const SOCKETS: Self = Self { ctx: ptr::null_mut(), ifindex: 0, lookup: ptr::null_mut() };
 }
 
 /// Loads one aligned word of a map value whole; the agent stores it whole.

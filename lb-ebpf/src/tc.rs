@@ -9,7 +9,7 @@ use lb_common::{
 use parse::{Headers, Packet as _, Part as _};
 
 use crate::{
-    flows::Family,
+    flows::{Family, Scratch},
     skb::{Layout, Skb},
     tables::BpfTables,
 };
@@ -65,12 +65,12 @@ fn packet(skb: &Skb, side: Side, kind: u16, l3: usize) -> i32 {
 
 #[inline(always)]
 fn decide<A: Family + Layout>(skb: &Skb, side: Side, l3: usize, headers: Option<Headers<A>>) -> i32 {
-    let (Some(headers), Some(work)) = (headers, A::work(side)) else { return NEXT };
+    let (Some(headers), Some(scratch)) = (headers, A::scratch(side)) else { return NEXT };
     // SAFETY: a live map value of this CPU, which no other program of this side uses before this one ends. Every part is plain
     // data, and is written before it is read.
-    let work = unsafe { &mut *work };
+    let Scratch { work, lookup } = unsafe { &mut *scratch };
     work.packet = headers;
-    let tables = &BpfTables { ctx: skb.ctx(), ifindex: skb.ifindex() };
+    let tables = &BpfTables { ctx: skb.ctx(), ifindex: skb.ifindex(), lookup };
     let verdict = match side {
         Side::Ingress => packet::ingress(tables, tables.ifindex, work),
         Side::Egress => packet::egress(tables, tables.ifindex, work),

@@ -343,7 +343,7 @@ impl Reconciler {
     /// The word of `lb_config` that the agent owns.
     fn config_word(&self, node_ports: Option<(u16, u16)>) -> u64 {
         let (node_port_min, node_port_max) = node_ports.unwrap_or((0, 0));
-        let [word, _] =
+        let [word, ..] =
             Config { node_port_min, node_port_max, socket_lb: self.socket_lb, ..Config::OFF }.to_words();
         word
     }

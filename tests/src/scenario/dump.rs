@@ -45,7 +45,7 @@ pub fn dump(driver: &Driver) -> Result<String> {
     for id in 0..maps.backends.entries(1) {
         backend(&mut text, &*maps.backends, id)?;
     }
-    let config = Config::from_words([maps.config.load(0), maps.config.load(1)]);
+    let config = Config::from_words([0, 1, 2].map(|word| maps.config.load(word)));
     if config.node_port_max != 0 {
         writeln!(text, "CFG  NodePorts {}..={}", config.node_port_min, config.node_port_max)?;
     }

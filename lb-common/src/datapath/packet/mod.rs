@@ -28,6 +28,7 @@ mod track_tests;
 
 
 use crate::abi::{Addr, Device, Flow, FlowAddr, FlowKey, FlowState, Opened, ServiceId};
+pub use open::{begin, commit, reserve};
 use parse::Headers;
 
 use super::{select::Room, tables::Tables};
@@ -77,6 +78,12 @@ pub trait Flows<A: FlowAddr>: Tables {
     fn masquerade_port(&self, random: u32) -> Option<u16>;
     /// Whether `client` is in the source ranges of a service port (SR-2).
     fn allows(&self, service: ServiceId, client: Addr) -> bool;
+    /// [`begin()`], as a function that a verifier looks at once, and not on every way that leads to it.
+    fn begin(&self, ifindex: u32, work: &mut Work<A>) -> Verdict;
+    /// [`reserve()`], likewise.
+    fn reserve(&self, work: &mut Work<A>) -> bool;
+    /// [`commit()`], likewise.
+    fn commit(&self, work: &mut Work<A>, former: Option<Table>) -> Verdict;
 }
 
 /// What happens to a packet.
@@ -107,6 +114,8 @@ pub struct Work<A> {
     entry: Flow<A>,
     opened: Opened,
     room: Room,
+    /// [`Flows::now_s`], once.
+    now_s: u32,
 }
 
 impl<A: FlowAddr> Work<A> {
@@ -120,6 +129,7 @@ impl<A: FlowAddr> Work<A> {
             entry: Flow::NONE,
             opened: Opened::NOTHING,
             room: Room::EMPTY,
+            now_s: 0,
         }
     }
 }
@@ -141,6 +151,7 @@ pub enum Way {
 /// Decides a packet that comes from the device `ifindex`.
 #[inline(always)]
 pub fn ingress<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, work: &mut Work<A>) -> Verdict {
+    work.now_s = world.now_s();
     let former = track::find(world, &work.packet.key, &mut work.flow);
     if let Some(table) = former {
         if let Some(verdict) = track::ingress(world, work, table) {
@@ -155,6 +166,7 @@ pub fn ingress<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, work: &mut Wor
 /// Decides a packet that leaves by the device `ifindex`.
 #[inline(always)]
 pub fn egress<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, work: &mut Work<A>) -> Verdict {
+    work.now_s = world.now_s();
     if let Some(table) = track::find(world, &work.packet.key, &mut work.flow) {
         return track::egress(world, ifindex, work, table);
     }

@@ -25,6 +25,21 @@ pub(super) fn open<A: FlowAddr, W: Flows<A>>(
     work: &mut Work<A>,
     former: Option<Table>,
 ) -> Verdict {
+    let verdict = world.begin(ifindex, work);
+    if !matches!(verdict, Verdict::Translate(_)) {
+        return verdict;
+    }
+    if !find_port(world, work) {
+        world.count(Reason::NoPort);
+        return Verdict::Drop;
+    }
+    world.commit(work, former)
+}
+
+/// Who serves a new flow, and from which address: [`Work::after`] but for the source port, and [`Work::opened`]. The verdict, if that is not
+/// to translate.
+#[inline(always)]
+pub fn begin<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, work: &mut Work<A>) -> Verdict {
     let Some(frontend) = frontend(world, &work.packet) else { return Verdict::Pass };
     let Some(Device { bits: device, .. }) = world.device(ifindex) else { return Verdict::Pass };
     let served = match served(world, device, &work.packet, frontend) {
@@ -39,17 +54,22 @@ pub(super) fn open<A: FlowAddr, W: Flows<A>>(
         generation: chosen.generation,
         service: served.service,
         bits: FlowBits::default(),
-        now_s: world.now_s(),
+        now_s: work.now_s,
     };
     let refused = match masquerade(world, device, work) {
         Err(reason) => Some(reason),
         Ok(()) if is_masqueraded(work) && work.packet.ttl <= 1 => Some(Reason::TtlExceeded),
-        Ok(()) => write(world, work, former).err(),
+        Ok(()) => None,
     };
     if let Some(reason) = refused {
         world.count(reason);
         return Verdict::Drop;
     }
+    way(work)
+}
+
+#[inline(always)]
+fn way<A>(work: &Work<A>) -> Verdict {
     Verdict::Translate(if is_masqueraded(work) { Way::Routed } else { Way::On })
 }
 
@@ -172,17 +192,9 @@ fn masquerade<A: FlowAddr, W: Flows<A>>(world: &W, device: u32, work: &mut Work<
     Ok(())
 }
 
-/// Writes both entries of a flow: first that of the answers, which reserves their key, and gives [`Work::after`] the source port that
-/// goes with it.
+/// Writes the entry of the client's packets, once that of the answers is written.
 #[inline(always)]
-fn write<A: FlowAddr, W: Flows<A>>(
-    world: &W,
-    work: &mut Work<A>,
-    former: Option<Table>,
-) -> Result<(), Reason> {
-    if !reserve(world, work) {
-        return Err(Reason::NoPort);
-    }
+pub fn commit<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, former: Option<Table>) -> Verdict {
     work.entry = Flow::new(&work.packet.key, &work.after, Direction::Original, &work.opened);
     if !world.put_flow(Table::New, &work.packet.key, &work.entry, former.is_some()) {
         return follow_first(world, work);
@@ -191,12 +203,12 @@ fn write<A: FlowAddr, W: Flows<A>>(
         forget(world, work, table);
     }
     world.count(Reason::Flow);
-    Ok(())
+    way(work)
 }
 
 /// Writes the entry of the answers to [`Work::after`], with a source port that is free.
 #[inline(always)]
-fn reserve<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>) -> bool {
+fn find_port<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>) -> bool {
     // Masqueraded; or the client asks another frontend from the same port, and has met the same backend: another source port
     // tells the answers apart.
     let keeps_port = !is_masqueraded(work);
@@ -205,7 +217,7 @@ fn reserve<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>) -> bool {
             let Some(port) = world.masquerade_port(world.random()) else { return false };
             work.after.sport = port;
         }
-        if reserve_one(world, work) {
+        if world.reserve(work) {
             return true;
         }
     }
@@ -214,7 +226,7 @@ fn reserve<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>) -> bool {
 
 /// Writes the entry of the answers to [`Work::after`] where none is, or one that is over.
 #[inline(always)]
-fn reserve_one<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>) -> bool {
+pub fn reserve<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>) -> bool {
     let Work { packet, after, answers, entry, opened, .. } = work;
     *answers = after.reversed();
     let taken = world.flow(answers, entry);
@@ -235,18 +247,19 @@ fn reserve_one<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>) -> bool 
 
 /// Another packet of the same flow was faster: this one follows it.
 #[inline(always)]
-fn follow_first<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>) -> Result<(), Reason> {
+fn follow_first<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>) -> Verdict {
     let Work { packet, after, answers, entry, opened, .. } = work;
     let found = find(world, &packet.key, entry).is_some() && entry.goes(Direction::Original);
     if !(found && entry.leads_to(after)) {
         world.remove_flow(Table::New, answers);
     }
     if !found {
-        return Err(Reason::NoFlow);
+        world.count(Reason::NoFlow);
+        return Verdict::Drop;
     }
     *after = entry.rewritten(&packet.key);
     opened.bits = entry.bits;
-    Ok(())
+    way(work)
 }
 
 /// Deletes what is left of a flow that had the same ends: the kept entry, which hides the new one, and the entry of its
@@ -275,7 +288,7 @@ pub(super) fn note_foreign<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<
     }
     work.answers = key.reversed();
     if world.flow(&work.answers, &mut work.entry).is_none() {
-        work.entry = Flow::foreign(&work.answers, world.now_s());
+        work.entry = Flow::foreign(&work.answers, work.now_s);
         world.put_flow(Table::New, &work.answers, &work.entry, false);
     }
 }

@@ -68,13 +68,13 @@ pub(super) fn egress<A: FlowAddr, W: Flows<A>>(
 /// Whether a client's packet begins another flow with the same ends.
 #[inline(always)]
 fn is_over<A: FlowAddr, W: Flows<A>>(world: &W, work: &Work<A>) -> bool {
-    let Work { packet, flow, .. } = work;
+    let Work { packet, flow, now_s, .. } = work;
     if !packet.opens() {
         // CT-6: connections stay with a backend that is gone.
         return false;
     }
     if packet.key.proto == Proto::UDP {
-        if world.now_s().wrapping_sub(flow.seen_s) >= UDP_IDLE_S {
+        if now_s.wrapping_sub(flow.seen_s) >= UDP_IDLE_S {
             return true;
         }
     } else if flow.state.is_closing() {
@@ -125,7 +125,7 @@ fn note<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, table: Table) {
 /// Notes that a flow is in use, in both entries, at most once a second.
 #[inline(always)]
 fn see<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, table: Table) {
-    let now_s = world.now_s();
+    let now_s = work.now_s;
     if now_s == work.flow.seen_s {
         return;
     }
@@ -162,14 +162,14 @@ fn changed<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, table: Table
 #[inline(always)]
 fn keep<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, state: FlowState) {
     work.answers = work.flow.other_key(&work.packet.key);
-    let Work { packet, flow, answers, entry, .. } = work;
+    let Work { packet, flow, answers, entry, now_s, .. } = work;
     if find(world, answers, entry) != Some(Table::New) || !entry.goes(Direction::Reply) {
         return;
     }
     entry.state = entry.state.with(FlowState::PROVEN);
     if world.put_flow(Table::Kept, answers, entry, false) {
         flow.state = state.with(FlowState::PROVEN);
-        flow.seen_s = world.now_s();
+        flow.seen_s = *now_s;
         if world.put_flow(Table::Kept, &packet.key, flow, false) {
             return;
         }
