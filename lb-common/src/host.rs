@@ -9,11 +9,15 @@ use std::{
 use crate::{
     abi::{
         Addr, Addr4, Address, Affinity, AffinityKey, Backend, BackendId, Config, Device, Flow, FlowAddr,
-        FlowKey, FlowState, Frontend, FrontendKey, L4Addr, Netns, Reason, Run, Service, ServiceFlags, ServiceId,
-        Slot, SockTcp, SockUdp, UdpPeer,
+        FlowKey, FlowState, Frontend, FrontendKey, L4Addr, Netns, Reason, Run, Service, ServiceFlags,
+        ServiceId, Slot, SockTcp, SockUdp, UdpPeer,
     },
     datapath::{
-        packet::{self, Flows, Route, Table, Verdict, Work},
+        packet::{
+            self, Flows, Route, Table, Verdict, Work,
+            parse::{Packet, Part},
+            rewrite::PacketMut,
+        },
         sock::Socket,
         tables::Tables,
     },
@@ -410,5 +414,52 @@ impl Socket for MemSocket {
         if let Some(udp) = &mut self.udp {
             udp.newest = index;
         }
+    }
+}
+
+/// A packet in plain memory.
+#[derive(Debug)]
+pub struct Frame {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A copy of some bytes of a [`Frame`].
+#[derive(Debug)]
+pub struct FramePart {
+    bytes: Vec<u8>,
+}
+
+impl Packet for Frame {
+    type Part = FramePart;
+
+    fn part<const LEN: usize>(&self, offset: usize) -> Option<FramePart> {
+        let bytes = self.bytes.get(offset..)?.get(..LEN)?;
+        Some(FramePart { bytes: bytes.to_vec() })
+    }
+}
+
+impl PacketMut for Frame {
+    fn store<const LEN: usize>(&mut self, offset: usize, bytes: [u8; LEN]) -> bool {
+        let place = self.bytes.get_mut(offset..).and_then(|rest| rest.get_mut(..LEN));
+        place.map(|place| place.copy_from_slice(&bytes)).is_some()
+    }
+}
+
+impl FramePart {
+    fn array<const LEN: usize>(&self, offset: usize) -> [u8; LEN] {
+        let bytes = self.bytes.get(offset..).and_then(|rest| rest.first_chunk());
+        // No verifier accepts a program that reads further than it has asked for.
+        *bytes.expect("a part is as long as it was asked for")
+    }
+}
+
+impl Part for FramePart {
+    fn load16(&self, offset: usize) -> u16 {
+        u16::from_be_bytes(self.array(offset))
+    }
+
+    fn load32(&self, offset: usize) -> [u8; 4] {
+        self.array(offset)
     }
 }

@@ -2,15 +2,15 @@
 //! overrides them when it loads the object.
 #![expect(unsafe_code, reason = "the loader finds read-only switches by their unmangled names")]
 
+use crate::flows::Scratch;
 use aya_ebpf::{
     Global,
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage},
     macros::btf_map,
 };
-use crate::flows::Scratch;
 use lb_common::abi::{
-    Addr, Addr4, Address, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Frontend, FrontendKey,
-    Netns, PortList, RangeKey, Service, Slot, SockTcp, SockUdp,
+    Addr, Addr4, Address, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Frontend,
+    FrontendKey, Netns, PortList, RangeKey, Service, Slot, SockTcp, SockUdp,
     maps::{AFFINITY_ENTRIES, MIN_ENTRIES, MMAPABLE, NO_PREALLOC},
     meta,
 };

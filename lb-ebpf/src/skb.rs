@@ -123,7 +123,13 @@ impl Skb {
 pub(crate) trait Layout: FlowAddr {
     /// Rewrites the addresses, and what depends on them in the IP header; `forwards` takes one from the TTL. Gives the difference that the
     /// pseudo header makes.
-    fn rewrite(skb: &Skb, l3: usize, headers: &Headers<Self>, after: &FlowKey<Self>, forwards: bool) -> Option<u64>;
+    fn rewrite(
+        skb: &Skb,
+        l3: usize,
+        headers: &Headers<Self>,
+        after: &FlowKey<Self>,
+        forwards: bool,
+    ) -> Option<u64>;
     /// Whether the packet's own bytes make up for what the pseudo header changes, in a sum over the whole packet.
     const IP_HAS_CHECKSUM: bool;
 }
@@ -145,7 +151,13 @@ impl Layout for Addr4 {
     const IP_HAS_CHECKSUM: bool = true;
 
     #[inline(always)]
-    fn rewrite(skb: &Skb, l3: usize, headers: &Headers<Self>, after: &FlowKey<Self>, forwards: bool) -> Option<u64> {
+    fn rewrite(
+        skb: &Skb,
+        l3: usize,
+        headers: &Headers<Self>,
+        after: &FlowKey<Self>,
+        forwards: bool,
+    ) -> Option<u64> {
         let before = &headers.key;
         let words = |key: &FlowKey<Self>| [key.src.octets, key.dst.octets].map(u32::from_ne_bytes);
         let (old, new) = (words(before), words(after));
@@ -173,7 +185,13 @@ impl Layout for Addr {
     const IP_HAS_CHECKSUM: bool = false;
 
     #[inline(always)]
-    fn rewrite(skb: &Skb, l3: usize, headers: &Headers<Self>, after: &FlowKey<Self>, forwards: bool) -> Option<u64> {
+    fn rewrite(
+        skb: &Skb,
+        l3: usize,
+        headers: &Headers<Self>,
+        after: &FlowKey<Self>,
+        forwards: bool,
+    ) -> Option<u64> {
         let (a, b) = (headers.key.src.to_net_words(), after.src.to_net_words());
         let (c, d) = (headers.key.dst.to_net_words(), after.dst.to_net_words());
         let mut sum = 0;

@@ -383,7 +383,10 @@ impl<A: FlowAddr> Flow<A> {
     /// Whether packets become those of `after`.
     #[inline(always)]
     pub fn leads_to(&self, after: &FlowKey<A>) -> bool {
-        self.src == after.src && self.dst == after.dst && self.sport == after.sport && self.dport == after.dport
+        self.src == after.src
+            && self.dst == after.dst
+            && self.sport == after.sport
+            && self.dport == after.dport
     }
 
     /// Whether packets become answers to `original`.

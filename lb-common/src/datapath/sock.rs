@@ -117,20 +117,21 @@ fn connect_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, proto: Proto, to
         }
         return Verdict::Pass;
     }
-    let Chosen { target, backend, generation } = if let Some(chosen) = choose(tables, &served, &mut Room::EMPTY.clone()) {
-        tables.count(Reason::Connect);
-        chosen
-    } else {
-        tables.count(Reason::RefusedConnect);
-        if socket.is_bound_to_device() {
-            return Verdict::RefuseHere;
-        }
-        if tcp {
-            return Verdict::Refuse;
-        }
-        let refusing = L4Addr { addr: to.addr.loopback(), port: REFUSING_UDP_PORT };
-        Chosen { target: refusing, backend: BackendId::NONE, generation: 0 }
-    };
+    let Chosen { target, backend, generation } =
+        if let Some(chosen) = choose(tables, &served, &mut Room::EMPTY.clone()) {
+            tables.count(Reason::Connect);
+            chosen
+        } else {
+            tables.count(Reason::RefusedConnect);
+            if socket.is_bound_to_device() {
+                return Verdict::RefuseHere;
+            }
+            if tcp {
+                return Verdict::Refuse;
+            }
+            let refusing = L4Addr { addr: to.addr.loopback(), port: REFUSING_UDP_PORT };
+            Chosen { target: refusing, backend: BackendId::NONE, generation: 0 }
+        };
     let remembered = if tcp {
         socket.remember_tcp(&SockTcp::new(to, target))
     } else {

@@ -22,10 +22,14 @@ mod open;
 #[cfg(test)]
 mod open_tests;
 pub mod parse;
+#[cfg(test)]
+mod parse_tests;
+pub mod rewrite;
+#[cfg(test)]
+mod rewrite_tests;
 mod track;
 #[cfg(test)]
 mod track_tests;
-
 
 use crate::abi::{Addr, Device, Flow, FlowAddr, FlowKey, FlowState, Opened, ServiceId};
 pub use open::{begin, commit, reserve};

@@ -12,8 +12,9 @@ use super::{
 };
 use crate::{
     abi::{
-        Addr, Addr4, Address, Backend, BackendId, BackendState, Config, Device, Flow, FlowAddr as _, FlowKey, FlowState,
-        Frontend, FrontendKey, FrontendKind, L4Addr, PacketLb, Proto, Run, Service, ServiceFlags, ServiceId, Slot,
+        Addr, Addr4, Address, Backend, BackendId, BackendState, Config, Device, Flow, FlowAddr as _, FlowKey,
+        FlowState, Frontend, FrontendKey, FrontendKind, L4Addr, PacketLb, Proto, Run, Service, ServiceFlags,
+        ServiceId, Slot,
     },
     host::{Family, MemFlows, MemTables},
 };
@@ -176,7 +177,9 @@ impl Net {
 
     /// The next random numbers: places of a run of `of`, then ports.
     pub(super) fn choose(&self, numbers: &[(u32, u32)]) {
-        let word = |&(place, of): &(u32, u32)| if of == 0 { place } else { u32::MAX / of * place + u32::MAX / of / 2 };
+        let word = |&(place, of): &(u32, u32)| {
+            if of == 0 { place } else { u32::MAX / of * place + u32::MAX / of / 2 }
+        };
         *self.world.random.borrow_mut() = numbers.iter().rev().map(word).collect();
     }
 

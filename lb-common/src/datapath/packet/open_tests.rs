@@ -7,7 +7,8 @@ use super::{
     net::{BRIDGE, DARK, Kind, Net, SERVICE, UPLINK, both},
 };
 use crate::abi::{
-    Address, Device, FrontendKey, FrontendKind, PacketLb, Proto, Reason, Run, Service, ServiceFlags, ServiceId,
+    Address, Device, FrontendKey, FrontendKind, PacketLb, Proto, Reason, Run, Service, ServiceFlags,
+    ServiceId,
 };
 
 /// MQ-3.
@@ -43,7 +44,8 @@ fn a_backend_here_sees_the_client_and_its_answers_are_restored_where_they_leave(
 #[test]
 fn a_pod_keeps_its_address_wherever_the_backend_is_and_whatever_it_asks() {
     both(|net| {
-        for (backend, to) in [("far", "vip:80"), ("far", "lb:80"), ("p12", "node:30080"), ("node", "vip:80")] {
+        for (backend, to) in [("far", "vip:80"), ("far", "lb:80"), ("p12", "node:30080"), ("node", "vip:80")]
+        {
             let net = Net::of(net.v6).serve(&[backend]);
             let came = net.comes(11, &format!("p11:4000 > {to}"), Kind::SYN);
             assert_eq!(came, format!("p11:4000 > {backend}:8080 on"));
@@ -253,7 +255,11 @@ fn a_backend_that_no_served_device_leads_to_is_named_and_gets_nothing() {
         let net6 = net.v6;
         net = Net::of(net6).serve(&["far"]);
         net.world.devices.insert(4, Device::NONE);
-        assert_eq!(net.comes(UPLINK, "client:4000 > lb:80", Kind::SYN), "drop", "no address to masquerade with");
+        assert_eq!(
+            net.comes(UPLINK, "client:4000 > lb:80", Kind::SYN),
+            "drop",
+            "no address to masquerade with"
+        );
         net.world.devices.remove(&4);
         assert_eq!(net.comes(UPLINK, "client:4001 > lb:80", Kind::SYN), "drop");
         assert_eq!(net.world.counted(Reason::NoRoute), 2);
@@ -330,7 +336,10 @@ fn a_packet_that_has_come_too_far_is_not_sent_further() {
     both(|net| {
         let net = net.serve(&["far"]);
         assert_eq!(net.comes(UPLINK, "client:4000 > lb:80", Kind::SYN.ttl(1)), "drop");
-        assert_eq!(net.comes(UPLINK, "client:4000 > lb:80", Kind::SYN.ttl(2)), "tunnel:2000 > far:8080 routed");
+        assert_eq!(
+            net.comes(UPLINK, "client:4000 > lb:80", Kind::SYN.ttl(2)),
+            "tunnel:2000 > far:8080 routed"
+        );
         assert_eq!(net.comes(UPLINK, "client:4000 > lb:80", Kind::ACK.ttl(1)), "drop");
         assert_eq!(net.world.counted(Reason::TtlExceeded), 2);
     });

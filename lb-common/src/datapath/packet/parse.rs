@@ -97,7 +97,8 @@ impl<A> Headers<A> {
     /// belong to flows that somebody else knows, or nobody.
     #[inline(always)]
     pub const fn opens(&self) -> bool {
-        self.key.proto.number == Proto::UDP.number || self.asks()
+        let has_ports = !matches!(self.fragment, Fragment::Later(_));
+        (has_ports && self.key.proto.number == Proto::UDP.number) || self.asks()
     }
 
     /// Whether this packet asks for a connection, which the one after it will be part of.

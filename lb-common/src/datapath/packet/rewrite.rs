@@ -1,0 +1,157 @@
+//! Gives the bytes of a packet other ends: addresses, ports, TTL, and the checksums that cover them (RFC 1624).
+//!
+//! For programs that see finished checksums: XDP, and tests. At tc the kernel's helpers do the same, which know what a network
+//! card is still to fill in.
+
+use super::parse::{Headers, Packet, Part as _};
+use crate::abi::{Addr, Addr4, FlowAddr, FlowKey, Proto};
+
+/// Bytes of a packet that may be written.
+pub trait PacketMut: Packet {
+    /// Writes bytes as they are to lie in memory; false if a program may not write that far.
+    fn store<const LEN: usize>(&mut self, offset: usize, bytes: [u8; LEN]) -> bool;
+}
+
+/// An Internet checksum that is being changed: the sum of all differences, not folded yet.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Difference {
+    sum: u64,
+}
+
+impl Difference {
+    /// A word, as it lies in memory, becomes another one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(self, old: u32, new: u32) -> Self {
+        Self { sum: self.sum.wrapping_add(!old as u64).wrapping_add(new as u64) }
+    }
+
+    /// So does half a word, at an even place.
+    #[inline(always)]
+    #[must_use]
+    pub const fn half(self, old: u16, new: u16) -> Self {
+        Self { sum: self.sum.wrapping_add(!old as u64).wrapping_add(new as u64) }
+    }
+
+    /// As the kernel's helpers take it: 32 bits.
+    #[inline(always)]
+    pub const fn folded(self) -> u64 {
+        let sum = (self.sum & 0xffff_ffff).wrapping_add(self.sum >> 32);
+        (sum & 0xffff_ffff).wrapping_add(sum >> 32)
+    }
+
+    /// The checksum, as it lies in memory, after the change.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "folded to 16 bits")]
+    pub const fn apply(self, checksum: u16) -> u16 {
+        let mut sum = self.folded().wrapping_add(!checksum as u64);
+        sum = (sum & 0xffff).wrapping_add(sum >> 16);
+        sum = (sum & 0xffff).wrapping_add(sum >> 16);
+        sum = (sum & 0xffff).wrapping_add(sum >> 16);
+        !(sum as u16)
+    }
+}
+
+/// What a family's header looks like.
+pub trait Header: FlowAddr {
+    /// What the addresses' change does to a checksum over them.
+    fn difference(before: &FlowKey<Self>, after: &FlowKey<Self>) -> Difference;
+    /// Writes addresses, TTL (as it was, as it becomes) and what the header has of a checksum. `addresses` is
+    /// [`Header::difference`].
+    fn write<P: PacketMut>(
+        packet: &mut P,
+        l3: usize,
+        after: &FlowKey<Self>,
+        ttl: (u8, u8),
+        addresses: Difference,
+    ) -> bool;
+}
+
+impl Header for Addr4 {
+    #[inline(always)]
+    fn difference(before: &FlowKey<Self>, after: &FlowKey<Self>) -> Difference {
+        Difference::default()
+            .word(before.src.word(), after.src.word())
+            .word(before.dst.word(), after.dst.word())
+    }
+
+    #[inline(always)]
+    fn write<P: PacketMut>(
+        packet: &mut P,
+        l3: usize,
+        after: &FlowKey<Self>,
+        (old_ttl, ttl): (u8, u8),
+        addresses: Difference,
+    ) -> bool {
+        let Some(header) = packet.part::<20>(l3) else { return false };
+        let half = |ttl: u8| u16::from_ne_bytes([ttl, after.proto.number]);
+        let checksum = header.load16(10).to_be();
+        let checksum = addresses.half(half(old_ttl), half(ttl)).apply(checksum);
+        packet.store(l3.wrapping_add(8), [ttl])
+            && packet.store(l3.wrapping_add(10), checksum.to_ne_bytes())
+            && packet.store(l3.wrapping_add(12), after.src.octets)
+            && packet.store(l3.wrapping_add(16), after.dst.octets)
+    }
+}
+
+impl Header for Addr {
+    #[inline(always)]
+    fn difference(before: &FlowKey<Self>, after: &FlowKey<Self>) -> Difference {
+        let mut difference = Difference::default();
+        for (old, new) in [(before.src, after.src), (before.dst, after.dst)] {
+            let ([a, b, c, d], [e, f, g, h]) = (old.to_net_words(), new.to_net_words());
+            difference = difference.word(a, e).word(b, f).word(c, g).word(d, h);
+        }
+        difference
+    }
+
+    #[inline(always)]
+    fn write<P: PacketMut>(
+        packet: &mut P,
+        l3: usize,
+        after: &FlowKey<Self>,
+        (_, ttl): (u8, u8),
+        _: Difference,
+    ) -> bool {
+        packet.store(l3.wrapping_add(7), [ttl])
+            && packet.store(l3.wrapping_add(8), after.src.octets)
+            && packet.store(l3.wrapping_add(24), after.dst.octets)
+    }
+}
+
+/// Makes a packet whose IP header begins at `l3` one of `after`. `forwards` takes one from its TTL. False if it cannot be written; then
+/// some of it may be.
+#[inline(always)]
+pub fn rewrite<A: Header, P: PacketMut>(
+    packet: &mut P,
+    l3: usize,
+    headers: &Headers<A>,
+    after: &FlowKey<A>,
+    forwards: bool,
+) -> bool {
+    let before = &headers.key;
+    let addresses = A::difference(before, after);
+    let ttl = if forwards { headers.ttl.wrapping_sub(1) } else { headers.ttl };
+    if !A::write(packet, l3, after, (headers.ttl, ttl), addresses) {
+        return false;
+    }
+    let checksum = match before.proto {
+        Proto::TCP => 16,
+        Proto::UDP => 6,
+        // Its checksum does not know the addresses, and the ports are as they were (SC-1).
+        _ => return true,
+    };
+    let Some(field) = packet.part::<2>(headers.l4.wrapping_add(checksum)) else { return false };
+    let old = field.load16(0).to_be();
+    let ports = |key: &FlowKey<A>| [key.sport.to_be(), key.dport.to_be()];
+    let ([a, b], [c, d]) = (ports(before), ports(after));
+    // RFC 768: none at all stays none, and what comes to 0 is sent as its complement.
+    if !(before.proto == Proto::UDP && old == 0) {
+        let new = addresses.half(a, c).half(b, d).apply(old);
+        let new = if before.proto == Proto::UDP && new == 0 { u16::MAX } else { new };
+        if !packet.store(headers.l4.wrapping_add(checksum), new.to_ne_bytes()) {
+            return false;
+        }
+    }
+    packet.store(headers.l4, c.to_ne_bytes()) && packet.store(headers.l4.wrapping_add(2), d.to_ne_bytes())
+}
