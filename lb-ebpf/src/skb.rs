@@ -11,11 +11,11 @@ use aya_ebpf::{
 use core::{ffi::c_void, ptr};
 use lb_common::{
     abi::{Addr, Addr4, FlowAddr, FlowKey, Proto},
-    datapath::packet::parse::{Headers, Packet, Part},
+    datapath::packet::parse::{Headers, MOST_EXTENSION_BYTES, Packet, Part},
 };
 
 /// Bytes at the beginning of a packet that are read at most: Ethernet with two VLAN tags, IPv6 with four extension headers, TCP.
-const MOST: usize = 22 + 40 + 4 * 64 + 20;
+const MOST: usize = 22 + 40 + MOST_EXTENSION_BYTES + 20;
 /// Bytes that suffice for nearly every packet: Ethernet, IPv6, TCP.
 const USUAL: u32 = 14 + 40 + 20;
 

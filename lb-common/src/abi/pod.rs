@@ -4,7 +4,10 @@
     reason = "Pod is an unsafe trait; this file is the only place in the crate that implements it"
 )]
 
-use super::{Addr, Address, Affinity, AffinityKey, Frontend, FrontendKey, Netns};
+use super::{
+    Addr, Address, Affinity, AffinityKey, Backend, Config, Device, Frontend, FrontendKey, Netns, PortList,
+    RangeKey, Service, Slot,
+};
 
 /// Shows at build time that a type has no implicit padding: its size is the sum of its fields.
 macro_rules! pod {
@@ -21,5 +24,12 @@ pod!(Address, 4);
 pod!(FrontendKey, 16 + 2 + 1 + 1 + 4);
 pod!(Frontend, 4 + 1 + 1 + 2);
 pod!(Netns, 4);
+pod!(Config, 2 + 2 + 4 + 4 + 4 + 4 + 4);
+pod!(Service, 8 + 8 + 4 + 4 + 4 + 4);
+pod!(Slot, 16 + 2 + 2 + 4 + 4 + 4);
+pod!(Backend, 4 + 1 + 1 + 2);
+pod!(Device, 16 + 4 + 4);
+pod!(PortList, 8);
+pod!(RangeKey, 4 + 16);
 pod!(AffinityKey, 16 + 4 + 4);
 pod!(Affinity, 8 + 16 + 2 + 2 + 4 + 4 + 4);

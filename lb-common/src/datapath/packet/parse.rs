@@ -129,8 +129,10 @@ pub fn v4<P: Packet>(packet: &P, l3: usize) -> Option<Headers<Addr4>> {
     transport(packet, Layout { l4, ttl, fragment }, ends, Proto { number })
 }
 
-/// Extension headers that are looked behind at most.
+/// Extension headers that are looked behind at most, and their bytes together.
 const MOST_EXTENSIONS: usize = 4;
+/// See [`MOST_EXTENSIONS`].
+pub const MOST_EXTENSION_BYTES: usize = 256;
 const HOP_BY_HOP: u8 = 0;
 const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
@@ -168,6 +170,9 @@ pub fn v6<P: Packet>(packet: &P, l3: usize) -> Option<Headers<Addr>> {
             l4 = l4.wrapping_add(usize::from(words).wrapping_add(1).wrapping_mul(8));
         }
         next = following;
+        if l4 > l3.wrapping_add(40 + MOST_EXTENSION_BYTES) {
+            return None;
+        }
     }
     transport(packet, Layout { l4, ttl, fragment }, ends, Proto { number: next })
 }

@@ -1,0 +1,467 @@
+//! What the programs at tc do to packets is what the pure pipeline does, byte for byte.
+//!
+//! Packets come by BPF_PROG_TEST_RUN, in a network namespace with devices and routes. Each Service has one backend, and there is one port for
+//! masquerading, so nothing is left to chance.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use core::net::{IpAddr, Ipv6Addr};
+use std::collections::BTreeMap;
+
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use etherparse::{
+    IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, Ipv6Extensions, Ipv6Header, PacketBuilder,
+};
+use lb_agent::datapath::OBJECT;
+use lb_common::abi::{
+    Addr, Addr4, Address, Backend, BackendId, BackendState, Config, Device, FlowAddr, Frontend, FrontendKey,
+    FrontendKind, L4Addr, PacketLb, PortList, Proto, RangeKey, Run, Service, ServiceFlags, ServiceId, Slot,
+};
+use lb_common::datapath::packet::parse::{Headers, v4, v6};
+use lb_common::datapath::packet::rewrite::{Header, rewrite};
+use lb_common::datapath::packet::{Flows, Route, Verdict, Way, Work, egress, ingress};
+use lb_common::host::{Family, Frame, MemTables};
+use lb_tests::{Netns, needs_root};
+use proptest::prelude::*;
+use proptest::test_runner::{Config as Cases, TestRunner};
+
+const UPLINK: u32 = 2002;
+const OVERLAY: u32 = 2004;
+const POD: u32 = 2006;
+const DARK: u32 = 2008;
+const PORT: u16 = 2000;
+
+/// What the program says: include/uapi/linux/pkt_cls.h.
+const NEXT: u32 = u32::MAX;
+const DROP: u32 = 2;
+const REDIRECT: u32 = 7;
+
+/// Name, IPv4, IPv6, and where that is.
+const PLACES: [(&str, [u8; 4], &str, Route); 14] = [
+    ("client", [198, 51, 100, 7], "2001:db8:7::7", Route::Out { ifindex: UPLINK }),
+    ("other", [198, 51, 100, 8], "2001:db8:7::8", Route::Out { ifindex: UPLINK }),
+    ("node", [192, 0, 2, 1], "2001:db8:2::1", Route::Local),
+    ("tunnel", [10, 1, 0, 1], "fd00:1::1", Route::Local),
+    ("pod", [10, 1, 1, 11], "fd00:1:1::11", Route::Out { ifindex: POD }),
+    ("far", [10, 1, 2, 21], "fd00:1:2::21", Route::Out { ifindex: OVERLAY }),
+    ("lost", [10, 9, 0, 1], "fd00:9::1", Route::None),
+    ("lb1", [203, 0, 113, 1], "2001:db8:1::1", Route::Out { ifindex: UPLINK }),
+    ("lb2", [203, 0, 113, 2], "2001:db8:1::2", Route::Out { ifindex: UPLINK }),
+    ("lb3", [203, 0, 113, 3], "2001:db8:1::3", Route::Out { ifindex: UPLINK }),
+    ("lb4", [203, 0, 113, 4], "2001:db8:1::4", Route::Out { ifindex: UPLINK }),
+    ("lb5", [203, 0, 113, 5], "2001:db8:1::5", Route::Out { ifindex: UPLINK }),
+    ("vip1", [10, 96, 0, 1], "fd00:96::1", Route::Out { ifindex: UPLINK }),
+    ("vip2", [10, 96, 0, 2], "fd00:96::2", Route::Out { ifindex: UPLINK }),
+];
+
+fn addr(place: usize, is_v6: bool) -> Addr {
+    let (_, four, six, _) = PLACES[place];
+    if is_v6 { IpAddr::from(six.parse::<Ipv6Addr>().unwrap()).into() } else { Addr::from_v4(four) }
+}
+
+fn place(name: &str) -> usize {
+    PLACES.iter().position(|(known, ..)| *known == name).unwrap()
+}
+
+/// Services by id: to `far`, to `pod`, to nobody, to others than local ones, to `lost`; the second one's load balancer is for `other`.
+fn world() -> MemTables {
+    let mut world = MemTables { ports: vec![PORT], ..MemTables::default() };
+    let backends = [Some("far"), Some("pod"), None, Some("far"), Some("lost")];
+    for (index, backend) in (1_u32..).zip(backends) {
+        for (is_v6, id) in [(false, index), (true, index + 10)] {
+            let service = ServiceId { index: id };
+            let run = Run { base: id, count: u16::from(backend.is_some()), generation: 1 };
+            if let Some(backend) = backend {
+                let at = addr(place(backend), is_v6);
+                let owner = BackendId { index: id };
+                world
+                    .slots
+                    .insert(id, Slot { addr: at, port: 8080, backend: owner, generation: 1, ..Slot::FREE });
+                let here = if backend == "pod" { Backend::HERE } else { 0 };
+                let runs = Backend::IN_CLUSTER | Backend::IN_LOCAL | here;
+                let state = BackendState::Active as u8;
+                world.backends.insert(owner, Backend { generation: 1, state, runs, pad: 0 });
+            }
+            let (local, flags) = match index {
+                2 => (run, ServiceFlags::RESTRICTED),
+                4 => (Run::ELSEWHERE, ServiceFlags::EXTERNAL_LOCAL),
+                _ => (run, ServiceFlags::default()),
+            };
+            world.services.insert(service, Service { cluster: run, local, flags, ..Service::FREE });
+            for proto in [Proto::TCP, Proto::UDP] {
+                let mut accept = |to: L4Addr, kind| {
+                    let key = FrontendKey::new(to, proto);
+                    world.frontends.insert(key, Frontend::new(key, service, kind));
+                };
+                let balancer = addr(place(&format!("lb{index}")), is_v6);
+                accept(L4Addr { addr: balancer, port: 80 }, FrontendKind::LoadBalancer);
+                let port = 30_000 + u16::try_from(index).unwrap();
+                accept(L4Addr { addr: balancer.any(), port }, FrontendKind::NodePort);
+                if index < 3 {
+                    let vip = addr(place(&format!("vip{index}")), is_v6);
+                    accept(L4Addr { addr: vip, port: 80 }, FrontendKind::ClusterIp);
+                    let key = FrontendKey::other_ports(vip);
+                    world.frontends.insert(key, Frontend::new(key, service, FrontendKind::OtherPorts));
+                }
+            }
+            world.allowed.insert((service, addr(place("other"), is_v6)));
+        }
+    }
+    for is_v6 in [false, true] {
+        for (number, (_, _, _, route)) in PLACES.iter().enumerate() {
+            world.routes.insert(addr(number, is_v6), *route);
+        }
+        for name in ["node", "tunnel"] {
+            world.addresses.insert(addr(place(name), is_v6), Address::NODE);
+        }
+    }
+    for (ifindex, name, bits) in [(UPLINK, "node", 0), (OVERLAY, "tunnel", 0), (POD, "node", Device::PODS)] {
+        let [four, six] = [false, true].map(|is_v6| addr(place(name), is_v6));
+        world.devices.insert(ifindex, Device { v4: Addr4::narrow(four), v6: six, bits });
+    }
+    world.config = Some(Config {
+        node_port_min: 30_001,
+        node_port_max: 30_005,
+        packets: PacketLb::default(),
+        masquerade_ports: 1,
+        ..Config::OFF
+    });
+    world
+}
+
+/// The programs, over maps that hold what a world holds.
+struct Kernel<'a> {
+    netns: &'a Netns,
+    ebpf: Ebpf,
+}
+
+/// A node with an uplink, an overlay, a pod, and a device that is not served.
+fn node() -> Netns {
+    let netns = Netns::new("packets").unwrap();
+    let mut lines = String::new();
+    for (ifindex, name) in [(UPLINK, "uplink"), (OVERLAY, "ov"), (POD, "pod"), (DARK, "dark")] {
+        lines += &format!(
+            "link add {name} index {ifindex} type veth peer name {name}p index {}
+                 link set {name} up
+                 link set {name}p up
+                 ",
+            ifindex + 1
+        );
+    }
+    lines += "
+            addr add 192.0.2.1/24 dev uplink
+            addr add 2001:db8:2::1/64 dev uplink nodad
+            addr add 10.1.0.1/24 dev ov
+            addr add fd00:1::1/64 dev ov nodad
+            route add default via 192.0.2.254 dev uplink
+            route add default via 2001:db8:2::fe dev uplink
+            route add 10.1.2.0/24 via 10.1.0.2 dev ov
+            route add fd00:1:2::/64 via fd00:1::2 dev ov
+            route add 10.1.1.11/32 dev pod
+            route add fd00:1:1::11/128 dev pod
+            route add blackhole 10.9.0.0/16
+            route add blackhole fd00:9::/32
+            neigh add 192.0.2.254 lladdr 02:00:00:00:00:fe dev uplink
+            neigh add 2001:db8:2::fe lladdr 02:00:00:00:00:fe dev uplink
+            neigh add 10.1.0.2 lladdr 02:00:00:00:00:02 dev ov
+            neigh add fd00:1::2 lladdr 02:00:00:00:00:02 dev ov";
+    netns.ip(&lines).unwrap();
+    for name in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
+        netns.sysctl(name, "1").unwrap();
+    }
+    netns
+}
+
+impl<'a> Kernel<'a> {
+    fn new(netns: &'a Netns) -> Self {
+        let mut loader = EbpfLoader::new();
+        loader.override_global("LB_HAS_COARSE_CLOCK", &0_u32, true);
+        for map in ["lb_new4", "lb_new6", "lb_flows4", "lb_flows6"] {
+            loader.map_max_entries(map, 4096);
+        }
+        let mut ebpf = loader.load(OBJECT).unwrap();
+        for name in ["lb_tc_ingress", "lb_tc_egress"] {
+            let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
+            program.load().unwrap();
+        }
+        Self { netns, ebpf }
+    }
+
+    fn fill(&mut self, world: &MemTables) {
+        let ebpf = &mut self.ebpf;
+        fn table<K: aya::Pod, V: aya::Pod>(ebpf: &mut Ebpf, name: &str, entries: &BTreeMap<K, V>)
+        where
+            K: Ord,
+        {
+            let mut map: HashMap<_, K, V> = ebpf.map_mut(name).unwrap().try_into().unwrap();
+            for (key, value) in entries {
+                map.insert(key, value, 0).unwrap();
+            }
+        }
+        table(ebpf, "lb_frontends", &world.frontends);
+        table(ebpf, "lb_addresses", &world.addresses);
+        table(ebpf, "lb_devices", &world.devices);
+        let mut services: Array<_, Service> = ebpf.map_mut("lb_services").unwrap().try_into().unwrap();
+        for (id, service) in &world.services {
+            services.set(id.index, service, 0).unwrap();
+        }
+        let mut slots: Array<_, Slot> = ebpf.map_mut("lb_slots").unwrap().try_into().unwrap();
+        for (at, slot) in &world.slots {
+            slots.set(*at, slot, 0).unwrap();
+        }
+        let mut backends: Array<_, Backend> = ebpf.map_mut("lb_backends").unwrap().try_into().unwrap();
+        for (id, backend) in &world.backends {
+            backends.set(id.index, backend, 0).unwrap();
+        }
+        let mut config: Array<_, Config> = ebpf.map_mut("lb_config").unwrap().try_into().unwrap();
+        config.set(0, world.config.unwrap(), 0).unwrap();
+        let mut ports: Array<_, PortList> = ebpf.map_mut("lb_ports").unwrap().try_into().unwrap();
+        ports.set(0, PortList { four: world.ports[0].into() }, 0).unwrap();
+        let mut ranges: LpmTrie<_, RangeKey, u32> =
+            ebpf.map_mut("lb_src_ranges").unwrap().try_into().unwrap();
+        for (service, client) in &world.allowed {
+            let key = RangeKey { service: *service, addr: client.octets };
+            ranges.insert(&Key::new(RangeKey::BITS, key), 1, 0).unwrap();
+        }
+    }
+
+    fn run(&self, packet: &Packet) -> (u32, Vec<u8>) {
+        let name = if packet.egress { "lb_tc_egress" } else { "lb_tc_ingress" };
+        let program: &SchedClassifier = self.ebpf.program(name).unwrap().try_into().unwrap();
+        // struct __sk_buff: the kernel takes the interface from it.
+        let mut ctx = [0_u8; 192];
+        let at = core::mem::offset_of!(aya_obj_skb::SkBuff, ifindex);
+        ctx[at..at + 4].copy_from_slice(&packet.ifindex.to_ne_bytes());
+        let mut out = vec![0; packet.bytes.len() + 256];
+        self.netns
+            .run(|| {
+                let options = TestRunOptions {
+                    data_in: Some(&packet.bytes),
+                    data_out: Some(&mut out),
+                    ctx_in: Some(&ctx),
+                    repeat: 1,
+                    ..TestRunOptions::default()
+                };
+                let result = program.test_run(options).unwrap();
+                let len = result.data_size_out as usize;
+                (result.return_value, len)
+            })
+            .pipe(|(action, len)| {
+                out.truncate(len);
+                (action, out)
+            })
+    }
+}
+
+/// The first fields of `struct __sk_buff` (include/uapi/linux/bpf.h).
+mod aya_obj_skb {
+    #[repr(C)]
+    pub(super) struct SkBuff {
+        len: u32,
+        pkt_type: u32,
+        mark: u32,
+        queue_mapping: u32,
+        protocol: u32,
+        vlan_present: u32,
+        vlan_tci: u32,
+        vlan_proto: u32,
+        priority: u32,
+        ingress_ifindex: u32,
+        pub(super) ifindex: u32,
+    }
+}
+
+trait Pipe: Sized {
+    fn pipe<R>(self, with: impl FnOnce(Self) -> R) -> R {
+        with(self)
+    }
+}
+
+impl<T> Pipe for T {}
+
+/// A packet at a device.
+#[derive(Clone, Debug)]
+struct Packet {
+    egress: bool,
+    ifindex: u32,
+    bytes: Vec<u8>,
+}
+
+/// What the pure pipeline makes of it.
+fn host(world: &MemTables, packet: &Packet) -> (u32, Vec<u8>) {
+    let frame = Frame { bytes: packet.bytes.clone() };
+    let kind = |at: usize| packet.bytes.get(at..at + 2).map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]));
+    let mut l3 = 14;
+    for _ in 0..2 {
+        if matches!(kind(l3 - 2), Some(0x8100 | 0x88a8)) {
+            l3 += 4;
+        }
+    }
+    match kind(l3 - 2) {
+        Some(0x0800) => decide::<Addr4>(world, packet, l3, v4(&frame, l3)),
+        Some(0x86dd) => decide::<Addr>(world, packet, l3, v6(&frame, l3)),
+        _ => (NEXT, packet.bytes.clone()),
+    }
+}
+
+fn decide<A: Family + Header>(
+    world: &MemTables,
+    packet: &Packet,
+    l3: usize,
+    headers: Option<Headers<A>>,
+) -> (u32, Vec<u8>) {
+    let Some(headers) = headers else { return (NEXT, packet.bytes.clone()) };
+    let mut work = Work::new(headers);
+    let verdict = if packet.egress {
+        egress(world, packet.ifindex, &mut work)
+    } else {
+        ingress(world, packet.ifindex, &mut work)
+    };
+    let way = match verdict {
+        Verdict::Pass => return (NEXT, packet.bytes.clone()),
+        Verdict::Drop | Verdict::Refuse => return (DROP, packet.bytes.clone()),
+        Verdict::Translate(way) => way,
+    };
+    let action = match way {
+        Way::On => NEXT,
+        Way::Routed if !matches!(world.route(&work.after), Route::Out { .. }) => {
+            return (DROP, packet.bytes.clone());
+        }
+        Way::Routed | Way::Device { .. } => REDIRECT,
+    };
+    let mut frame = Frame { bytes: packet.bytes.clone() };
+    assert!(rewrite(&mut frame, l3, &work.packet, &work.after, action == REDIRECT));
+    (action, frame.bytes)
+}
+
+/// One of the things that are said by TCP, or a datagram.
+const SAID: [u8; 14] = [0x02, 0x02, 0x02, 0x02, 0x12, 0x10, 0x10, 0x11, 0x04, 0x14, 0xff, 0xff, 0xff, 0xff];
+
+fn packets() -> impl Strategy<Value = Packet> {
+    let device = prop_oneof![4 => Just(UPLINK), 2 => Just(OVERLAY), 2 => Just(POD), 1 => Just(DARK)];
+    let any_port = prop::sample::select(vec![80, 8080, PORT, 30_001, 30_002, 4000, 4001]);
+    let any_ends = (0..PLACES.len(), 0..PLACES.len(), any_port.clone(), any_port);
+    let client = prop::sample::select(vec!["client", "other", "pod", "far", "node"]);
+    let frontend = prop::sample::select(vec![
+        ("lb1", 80),
+        ("lb2", 80),
+        ("lb3", 80),
+        ("lb4", 80),
+        ("lb5", 80),
+        ("vip1", 80),
+        ("vip2", 80),
+        ("vip1", 81),
+        ("node", 30_001),
+        ("node", 30_002),
+        ("tunnel", 30_002),
+    ]);
+    let own_port = prop::sample::select(vec![4000_u16, 4001]);
+    let request = (client, frontend, own_port)
+        .prop_map(|(from, (to, dport), sport)| (place(from), place(to), sport, dport));
+    let seen_as = prop::sample::select(vec![
+        ("tunnel", PORT),
+        ("node", PORT),
+        ("client", 4000),
+        ("client", 4001),
+        ("other", 4000),
+        ("pod", 4000),
+    ]);
+    let reply = (prop::sample::select(vec!["far", "pod"]), seen_as)
+        .prop_map(|(from, (to, dport))| (place(from), place(to), 8080, dport));
+    let ends = prop_oneof![6 => request, 4 => reply, 1 => any_ends];
+    let damage = prop_oneof![
+        16 => Just(None),
+        1 => (0_usize..70, any::<u8>()).prop_map(Some)
+    ];
+    let cut = prop_oneof![12 => Just(None), 1 => (54_usize..80).prop_map(Some)];
+    (
+        (prop::bool::weighted(0.3), any::<bool>()),
+        device,
+        ends,
+        prop::sample::select(SAID.to_vec()),
+        prop_oneof![20 => Just(64_u8), 1 => 0_u8..3],
+        0..3_usize,
+        damage,
+        cut,
+    )
+        .prop_map(
+            |((egress, is_v6), ifindex, (from, to, sport, dport), said, ttl, tags, damage, cut)| {
+                let mut bytes = frame(is_v6, (from, to), (sport, dport), said, ttl);
+                for _ in 0..tags.saturating_sub(1) {
+                    bytes.splice(12..12, [0x81, 0, 0, 5]);
+                }
+                if let Some((at, byte)) = damage {
+                    // Addresses and types of Ethernet are not ours.
+                    if let Some(place) = bytes.get_mut(14 + at) {
+                        *place = byte;
+                    }
+                }
+                if let Some(cut) = cut {
+                    bytes.truncate(cut);
+                }
+                Packet { egress, ifindex, bytes }
+            },
+        )
+}
+
+fn frame(is_v6: bool, (from, to): (usize, usize), (sport, dport): (u16, u16), said: u8, ttl: u8) -> Vec<u8> {
+    let builder = PacketBuilder::ethernet2([2; 6], [4; 6]);
+    let ip = if is_v6 {
+        let [source, destination] = [from, to].map(|at| addr(at, true).octets);
+        IpHeaders::Ipv6(
+            Ipv6Header { hop_limit: ttl, source, destination, ..Ipv6Header::default() },
+            Ipv6Extensions::default(),
+        )
+    } else {
+        let [source, destination]: [[u8; 4]; 2] = [from, to].map(|at| PLACES[at].1);
+        let header = Ipv4Header::new(0, ttl, IpNumber::UDP, source, destination).unwrap();
+        IpHeaders::Ipv4(header, Ipv4Extensions::default())
+    };
+    let mut bytes = Vec::new();
+    let builder = builder.ip(ip);
+    if said == 0xff {
+        builder.udp(sport, dport).write(&mut bytes, b"payload").unwrap();
+    } else {
+        builder.tcp(sport, dport, 1, 2).write(&mut bytes, b"payload").unwrap();
+        let tcp = bytes.len() - 7 - 20;
+        // The checksum covers the flags.
+        let old = u32::from(bytes[tcp + 13]);
+        bytes[tcp + 13] = said;
+        let sum = u32::from(u16::from_be_bytes([bytes[tcp + 16], bytes[tcp + 17]]));
+        let mut new = u32::from(!(sum as u16)) + 0xffff - old + u32::from(said);
+        new = (new & 0xffff) + (new >> 16);
+        let new = !((new & 0xffff) + (new >> 16)) as u16;
+        bytes[tcp + 16..tcp + 18].copy_from_slice(&new.to_be_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn the_kernel_and_the_host_agree_on_every_packet() {
+    needs_root!();
+    let netns = node();
+    // How often packets were left, translated, dropped and sent elsewhere.
+    let mut seen = BTreeMap::<(u32, bool), u32>::new();
+    let seen_here = core::cell::RefCell::new(&mut seen);
+    let mut runner = TestRunner::new(Cases { cases: 64, failure_persistence: None, ..Cases::default() });
+    runner
+        .run(&prop::collection::vec(packets(), 1..60), |packets| {
+            let world = world();
+            let mut kernel = Kernel::new(&netns);
+            kernel.fill(&world);
+            for (number, packet) in packets.iter().enumerate() {
+                let (ours, theirs) = (host(&world, packet), kernel.run(packet));
+                prop_assert_eq!(&ours, &theirs, "packet {}: {:x?}", number, packet);
+                let (action, bytes) = theirs;
+                *seen_here.borrow_mut().entry((action, bytes != packet.bytes)).or_default() += 1;
+            }
+            Ok(())
+        })
+        .unwrap();
+    for kind in [(NEXT, false), (NEXT, true), (DROP, false), (REDIRECT, true)] {
+        assert!(seen.get(&kind).is_some_and(|count| *count > 20), "{seen:?}");
+    }
+    println!("{seen:?}");
+}
