@@ -28,6 +28,7 @@ pub mod http;
 pub mod invariants;
 pub mod names;
 pub mod netns;
+pub mod packets;
 pub mod place;
 pub mod privilege;
 pub mod probe;

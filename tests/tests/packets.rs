@@ -7,8 +7,6 @@
 use core::net::{IpAddr, Ipv6Addr};
 use std::collections::BTreeMap;
 
-use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use etherparse::{
@@ -23,6 +21,7 @@ use lb_common::datapath::packet::parse::{Headers, v4, v6};
 use lb_common::datapath::packet::rewrite::{Header, rewrite};
 use lb_common::datapath::packet::{Flows, Route, Verdict, Way, Work, egress, ingress};
 use lb_common::host::{Family, Frame, MemTables};
+use lb_tests::packets::fill;
 use lb_tests::{Netns, needs_root};
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Cases, TestRunner};
@@ -187,44 +186,6 @@ impl<'a> Kernel<'a> {
             program.load().unwrap();
         }
         Self { netns, ebpf }
-    }
-
-    fn fill(&mut self, world: &MemTables) {
-        let ebpf = &mut self.ebpf;
-        fn table<K: aya::Pod, V: aya::Pod>(ebpf: &mut Ebpf, name: &str, entries: &BTreeMap<K, V>)
-        where
-            K: Ord,
-        {
-            let mut map: HashMap<_, K, V> = ebpf.map_mut(name).unwrap().try_into().unwrap();
-            for (key, value) in entries {
-                map.insert(key, value, 0).unwrap();
-            }
-        }
-        table(ebpf, "lb_frontends", &world.frontends);
-        table(ebpf, "lb_addresses", &world.addresses);
-        table(ebpf, "lb_devices", &world.devices);
-        let mut services: Array<_, Service> = ebpf.map_mut("lb_services").unwrap().try_into().unwrap();
-        for (id, service) in &world.services {
-            services.set(id.index, service, 0).unwrap();
-        }
-        let mut slots: Array<_, Slot> = ebpf.map_mut("lb_slots").unwrap().try_into().unwrap();
-        for (at, slot) in &world.slots {
-            slots.set(*at, slot, 0).unwrap();
-        }
-        let mut backends: Array<_, Backend> = ebpf.map_mut("lb_backends").unwrap().try_into().unwrap();
-        for (id, backend) in &world.backends {
-            backends.set(id.index, backend, 0).unwrap();
-        }
-        let mut config: Array<_, Config> = ebpf.map_mut("lb_config").unwrap().try_into().unwrap();
-        config.set(0, world.config.unwrap(), 0).unwrap();
-        let mut ports: Array<_, PortList> = ebpf.map_mut("lb_ports").unwrap().try_into().unwrap();
-        ports.set(0, PortList { four: world.ports[0].into() }, 0).unwrap();
-        let mut ranges: LpmTrie<_, RangeKey, u32> =
-            ebpf.map_mut("lb_src_ranges").unwrap().try_into().unwrap();
-        for (service, client) in &world.allowed {
-            let key = RangeKey { service: *service, addr: client.octets };
-            ranges.insert(&Key::new(RangeKey::BITS, key), 1, 0).unwrap();
-        }
     }
 
     fn run(&self, packet: &Packet) -> (u32, Vec<u8>) {
@@ -450,7 +411,7 @@ fn the_kernel_and_the_host_agree_on_every_packet() {
         .run(&prop::collection::vec(packets(), 1..60), |packets| {
             let world = world();
             let mut kernel = Kernel::new(&netns);
-            kernel.fill(&world);
+            fill(&mut kernel.ebpf, &world).unwrap();
             for (number, packet) in packets.iter().enumerate() {
                 let (ours, theirs) = (host(&world, packet), kernel.run(packet));
                 prop_assert_eq!(&ours, &theirs, "packet {}: {:x?}", number, packet);
