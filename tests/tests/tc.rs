@@ -14,7 +14,7 @@ use lb_common::abi::{
 use lb_common::host::MemTables;
 use lb_tests::packets::fill;
 use lb_tests::probe::{Serve, Tcp, Udp};
-use lb_tests::{Node, Topology, needs_root};
+use lb_tests::{Node, Topology, needs, needs_root};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -62,6 +62,13 @@ fn attach(node: &Node, ebpf: &mut Ebpf, device: &str, tcx: bool) {
             program.attach_with_options(device, at, options).unwrap();
         }
     });
+}
+
+/// Whether programs are attached at tc by links here.
+fn has_links() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) >= (Some(6), Some(6))
 }
 
 fn reaches(tcx: bool) {
@@ -153,6 +160,7 @@ fn reaches(tcx: bool) {
 #[test]
 fn clients_without_socket_hooks_and_outside_reach_services_through_links() {
     needs_root!();
+    needs!(has_links(), "links at tc (kernel 6.6)");
     reaches(true);
 }
 
