@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{
+    collector::Collector,
     config::{OnOff, RunArgs},
     datapath::{addresses::NodePortOptions, devices, host, load::Switches},
     healer::Healer,
@@ -97,6 +98,7 @@ fn settings(args: &RunArgs, cgroup: PathBuf, switches: Switches) -> anyhow::Resu
         service_cidrs: args.select.service_cidr.clone(),
         packets: args.packets.options()?,
         affinity_clients: args.maps.map_max_affinity,
+        flows: args.maps.map_max_flows,
         min_sync_interval: args.sync.min_sync_interval.0,
         resync_interval: args.sync.resync_interval.0,
     })
@@ -149,6 +151,10 @@ async fn supervise(args: &RunArgs, configz: String, settings: Settings, pins: Pi
         move |freed, has_failed, took: Duration| metrics.healed(freed, has_failed, took.as_secs_f64());
     let healer =
         Healer::start(args.pins.pin_dir.clone(), healed).context("cannot start the healer's thread")?;
+    let metrics = Arc::clone(&outlets.metrics);
+    // It ends with the agent.
+    let _collector = Collector::start(&args.pins.pin_dir, move |round| metrics.collected(&round))
+        .context("cannot start the thread that collects flows")?;
     observe::start(&args.observe, configz, &outlets, &stop)?;
     let mailbox = Mailbox { messages, sender: sender.downgrade() };
     let owner = Owner::new(settings, pins, healer, outlets.clone(), mailbox);
@@ -158,7 +164,7 @@ async fn supervise(args: &RunArgs, configz: String, settings: Settings, pins: Pi
         .spawn(move || drop(ended.send(owner.run())))
         .context("cannot start the owner's thread")?;
 
-    tokio::spawn(devices::run(sender.clone(), Message::Addresses, stop.clone()));
+    tokio::spawn(devices::run(sender.clone(), Message::Network, stop.clone()));
     tokio::spawn(tick(sender.clone(), Arc::clone(&outlets.health), stop.clone()));
     let (report, problems) = watch::channel(Vec::new());
     let to_owner = ToOwner { sender: sender.clone(), outlets, notes };

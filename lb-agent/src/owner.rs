@@ -9,6 +9,7 @@
 //! again and planning everything.
 
 mod addresses;
+mod devices;
 mod gone;
 mod health_port;
 mod left_out;
@@ -39,8 +40,9 @@ use crate::{
     compile::PortKey,
     config::{PacketOptions, Ranges},
     datapath::{
-        addresses::{NodePortOptions, OwnAddresses},
+        addresses::NodePortOptions,
         attach::{self, Attached},
+        devices::Network,
         load::{self, LoadError, Loaded, Switches},
     },
     healer::{Healer, Suspects},
@@ -54,6 +56,7 @@ use crate::{
     reconcile::{Contested, Desired, Outcome, Reconciler},
 };
 use addresses::NodeAddresses;
+use devices::Devices;
 use left_out::LeftOut;
 use need::Need;
 use outputs::Outputs;
@@ -70,6 +73,8 @@ const CHUNK: usize = 1000;
 const FULL_PASS: Duration = Duration::from_mins(5);
 /// Between two attempts to make the maps larger after one has failed.
 const GROW_AGAIN: Duration = Duration::from_secs(30);
+/// Flows that have room where nothing larger can be had.
+const FEWEST_FLOWS: u32 = 1024;
 /// Silence about a list that does not come.
 const WAITING: Duration = Duration::from_secs(30);
 
@@ -77,8 +82,8 @@ const WAITING: Duration = Duration::from_secs(30);
 pub enum Message {
     /// A source has news, sent then.
     Object(Event, Stamp),
-    /// The node's addresses, all of them.
-    Addresses(OwnAddresses),
+    /// The node's addresses and devices, all of them.
+    Network(Network),
     /// Grace periods have passed.
     Grace,
     /// Time to look after what was left undone, sent then.
@@ -116,6 +121,8 @@ pub struct Settings {
     pub packets: PacketOptions,
     /// How many clients with session affinity are remembered at least.
     pub affinity_clients: u32,
+    /// How many flows of packets each family is to have room for.
+    pub flows: u32,
     /// Shortest time between two passes.
     pub min_sync_interval: Duration,
     /// Longest pause before a failed write is tried again.
@@ -127,6 +134,8 @@ struct Running {
     reconciler: Reconciler,
     capacities: Capacities,
     attached: Vec<(&'static str, Attached)>,
+    /// The programs, for devices that come.
+    ebpf: Option<Ebpf>,
     /// See [`load::Loaded::flush_log`].
     flush_log: Box<dyn FnMut() + Send>,
     /// When the next full pass is due.
@@ -154,6 +163,7 @@ pub struct Owner {
     touched: BTreeSet<ServiceName>,
     node_addresses: NodeAddresses,
     addresses_changed: bool,
+    devices: Devices,
     pace: Pace,
     retry: Retry,
     running: Option<Running>,
@@ -178,6 +188,7 @@ impl Owner {
         Self {
             state: ClusterState::new(Arc::clone(&settings.node)),
             node_addresses: NodeAddresses::new(settings.node_ports.clone()),
+            devices: Devices::new(settings.packets.devices.clone()),
             pace: Pace::new(settings.min_sync_interval),
             retry: Retry::new(settings.resync_interval),
             settings,
@@ -221,13 +232,18 @@ impl Owner {
                 self.take_object(event, stamp);
                 if is_node {
                     self.take_node_addresses();
+                    self.choose_devices();
                 }
             }
-            Message::Addresses(own) => self.take_own_addresses(own),
+            Message::Network(network) => {
+                self.take_own_addresses(network.addresses);
+                self.take_links(network.links);
+            }
             // The pass asks what has room now.
             Message::Grace => {}
             Message::Tick(at) => {
                 self.outputs.took_tick(at);
+                self.look_at_devices(at);
                 self.touched.extend(self.left_out.due(at, self.settings.resync_interval));
             }
             Message::Ask(look) => look(self),
@@ -262,6 +278,7 @@ impl Owner {
             Ok(()) if self.addresses_changed || !self.left_out.is_empty() => self.grow()?,
             Ok(()) => {}
         }
+        self.attach_devices();
         Ok(())
     }
 
@@ -311,6 +328,8 @@ impl Owner {
         if let Some(running) = &mut self.running {
             running.attached = attached;
         }
+        self.serve_packets(taken.ebpf);
+        self.attach_devices();
         self.last_error = None;
         self.retry.succeeded();
         self.tell_of_addresses();
@@ -330,7 +349,7 @@ impl Owner {
 
     /// How large the maps must be for everything that is known now.
     fn need(&self) -> Capacities {
-        Need::of(&self.state, self.node_addresses.entries().len()).capacities()
+        self.with_flows(Need::of(&self.state, self.node_addresses.entries().len()).capacities())
     }
 
     /// Loads the programs over maps that are large enough. Whatever fails changes nothing.
@@ -348,6 +367,8 @@ impl Owner {
     fn load_what_is_possible(&self) -> Result<(Loaded, Option<LoadError>), LoadError> {
         let need = Capacities { affinity: self.settings.affinity_clients, ..self.need() };
         let smallest = Capacities { affinity: 1, ..Need::default().capacities() };
+        let few = |flows: u32| flows.min(FEWEST_FLOWS);
+        let smallest = Capacities { flows4: few(need.flows4), flows6: few(need.flows6), ..smallest };
         match self.load(need) {
             Ok(loaded) => Ok((loaded, None)),
             // What is wrong with both is not the size.
@@ -373,6 +394,7 @@ impl Owner {
             Content::Same => {
                 self.pins.commit(&staged)?;
                 attach::replace(&mut ebpf, &self.pins)?;
+                self.replace_at_devices(&mut ebpf)?;
                 None
             }
             Content::Other => {
@@ -386,6 +408,7 @@ impl Owner {
             reconciler,
             capacities,
             attached: self.running.take().map_or_else(Vec::new, |before| before.attached),
+            ebpf: None,
             flush_log,
             full_pass: Instant::now() + FULL_PASS,
             doubtful: false,
@@ -399,6 +422,7 @@ impl Owner {
         if let Some(staged) = &taken.staged {
             self.pins.commit(staged)?;
             attach::replace(&mut taken.ebpf, &self.pins)?;
+            self.replace_at_devices(&mut taken.ebpf)?;
         }
         Ok(())
     }
@@ -462,6 +486,7 @@ impl Owner {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.plan_devices()?;
         while !self.touched.is_empty() {
             let mut left = self.take_touched();
             while !left.is_empty() {
@@ -537,6 +562,12 @@ impl Owner {
         let need = need::with_room(self.need().at_least(&now), &now, self.left_out.values());
         // That of affinity is what was asked for at the start, or what could be had.
         let need = Capacities { affinity: now.affinity, ..need };
+        let keep = |now: u32, need: u32| if now > 1 { now } else { need };
+        let need = Capacities {
+            flows4: keep(now.flows4, need.flows4),
+            flows6: keep(now.flows6, need.flows6),
+            ..need
+        };
         if need == now {
             return Ok(());
         }
@@ -556,6 +587,7 @@ impl Owner {
         match self.everything() {
             Ok(()) => {
                 self.hand_over(&mut taken)?;
+                self.serve_packets(taken.ebpf);
                 // What the maps before had to tell of backends that are gone went with them.
                 self.healer.heal_after_start();
                 Ok(())

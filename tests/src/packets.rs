@@ -21,10 +21,7 @@ pub fn fill(ebpf: &mut Ebpf, world: &MemTables) -> Result<()> {
     array(ebpf, "lb_slots", world.slots.iter().map(|(at, slot)| (*at, *slot)))?;
     array(ebpf, "lb_backends", world.backends.iter().map(|(id, backend)| (id.index, *backend)))?;
     array(ebpf, "lb_config", world.config.into_iter().map(|config| (0, config)))?;
-    let lists = world
-        .ports
-        .chunks(4)
-        .map(|four| PortList { four: four.iter().rev().fold(0, |list, port| list << 16 | u64::from(*port)) });
+    let lists = world.ports.chunks(4).map(PortList::of);
     array(ebpf, "lb_ports", (0..).zip(lists))?;
     let mut ranges: LpmTrie<_, RangeKey, u32> =
         ebpf.map_mut("lb_src_ranges").context("no lb_src_ranges")?.try_into()?;

@@ -188,10 +188,28 @@ fn growths(home: &Home) -> usize {
     home.log().matches("growing the maps").count()
 }
 
-const SMALL: Capacities =
-    Capacities { frontends: 16, addresses: 4, services: 16, slots: 64, backends: 64, affinity: 1 };
-const LARGE: Capacities =
-    Capacities { frontends: 64, addresses: 16, services: 32, slots: 256, backends: 128, affinity: 1 };
+const SMALL: Capacities = Capacities {
+    frontends: 16,
+    addresses: 4,
+    services: 16,
+    slots: 64,
+    backends: 64,
+    affinity: 1,
+    ranges: 16,
+    flows4: 1,
+    flows6: 1,
+};
+const LARGE: Capacities = Capacities {
+    frontends: 64,
+    addresses: 16,
+    services: 32,
+    slots: 256,
+    backends: 128,
+    affinity: 1,
+    ranges: 16,
+    flows4: 1,
+    flows6: 1,
+};
 
 /// The maps that [`LARGE`] replaces.
 const GROWN: [&str; 5] = [maps::FRONTENDS, maps::ADDRESSES, maps::SERVICES, maps::SLOTS, maps::BACKENDS];
@@ -210,11 +228,12 @@ fn desired(n: u8, endpoints: u8) -> Desired {
         key: PortKey { service: name.clone(), port: "".into(), protocol: Protocol::Tcp, family: Family::V4 },
         frontends: vec![Frontend { at: ([10, 0, 0, n], 80).into(), kind: FrontendKind::ClusterIp }],
         cluster: (0..endpoints)
-            .map(|at| Target { at: ([10, 1, n, at], 8080).into(), terminating: false })
+            .map(|at| Target { at: ([10, 1, n, at], 8080).into(), terminating: false, here: false })
             .collect(),
         local: Vec::new(),
         draining: Vec::new(),
         policies: Policies { has_any: endpoints != 0, ..Policies::default() },
+        ranges: Vec::new(),
         affinity_s: 0,
     };
     Desired { name, created_s: i64::from(n), ports: vec![port] }

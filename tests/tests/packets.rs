@@ -118,7 +118,7 @@ fn world() -> MemTables {
     }
     for (ifindex, name, bits) in [(UPLINK, "node", 0), (OVERLAY, "tunnel", 0), (POD, "node", Device::PODS)] {
         let [four, six] = [false, true].map(|is_v6| addr(place(name), is_v6));
-        world.devices.insert(ifindex, Device { v4: Addr4::narrow(four), v6: six, bits });
+        world.devices.insert(ifindex, Device { v4: Addr4::narrow(four), v6: six, bits, ..Device::NONE });
     }
     world.config = Some(Config {
         node_port_min: 30_001,

@@ -14,7 +14,7 @@ use super::{
     table::{Table, section},
 };
 use crate::{
-    config::{NOT_YET, socket_lb_words},
+    config::socket_lb_words,
     datapath::{PROGRAMS, host},
     maps::{Array as _, Table as _, read},
     observe::Status,
@@ -216,7 +216,16 @@ fn agent_facts(overview: &Overview, facts: &mut Table) {
     let addresses: Vec<String> = report.node_port_addresses.iter().map(ToString::to_string).collect();
     facts.fact("node ports on", none_or(&addresses));
     facts.fact("service ranges", none_or(&report.service_cidrs));
-    facts.fact("pods", format!("{} ({NOT_YET})", report.packets));
+    facts.fact("pods", report.packets.clone());
+    let devices: Vec<String> = report
+        .devices
+        .iter()
+        .map(|device| format!("{} ({}, {})", device.name, device.role, device.mode))
+        .collect();
+    facts.fact("packets served at", none_or(&devices));
+    if !report.unserved_devices.is_empty() {
+        facts.fact("packets not served at", report.unserved_devices.join("; "));
+    }
 }
 
 fn node_facts(overview: &Overview, facts: &mut Table) {

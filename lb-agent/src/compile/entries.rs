@@ -2,6 +2,8 @@
 
 use core::net::SocketAddr;
 
+use ipnet::IpNet;
+
 use crate::model::{Family, Name, Protocol, ServiceName};
 
 /// Identity of a service port in one family (SEL-8): renumbering a port is an update, renaming it is delete + add.
@@ -49,6 +51,8 @@ pub struct Target {
     pub at: SocketAddr,
     /// Serving while terminating: it is in a set only because nothing else is (TE-2).
     pub terminating: bool,
+    /// It is on this node: what it sends passes here.
+    pub here: bool,
 }
 
 /// Which set serves which frontends, and what an empty one means.
@@ -83,6 +87,8 @@ pub struct PortEntries {
     pub draining: Vec<SocketAddr>,
     /// Which frontends use which set.
     pub policies: Policies,
+    /// The source ranges of this family if `policies.restricted`: sorted, without duplicates.
+    pub ranges: Vec<IpNet>,
     /// `ClientIP` affinity: seconds, 1..=86400; 0 means none.
     pub affinity_s: u32,
 }

@@ -86,6 +86,7 @@ pub fn compile<'a>(
                         restricted: addresses.restricted,
                         host_allowed: addresses.host_allowed,
                     },
+                    ranges: addresses.ranges.clone(),
                     affinity_s: service.affinity_s,
                 }
             }));

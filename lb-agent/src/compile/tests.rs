@@ -331,7 +331,8 @@ fn who_serves_and_is_in_no_set_drains(
     let compiled = compile(&service, [&given].into_iter(), &node("a"));
     let port = &compiled.ports[0];
     assert_eq!(words(if flags == "iL" { &port.local } else { &port.cluster }), chosen);
-    let drains: Vec<Target> = port.draining.iter().map(|at| Target { at: *at, terminating: false }).collect();
+    let drains: Vec<Target> =
+        port.draining.iter().map(|at| Target { at: *at, terminating: false, here: false }).collect();
     assert_eq!(words(&drains), draining);
 }
 

@@ -34,8 +34,8 @@ pub use families::{ListError, PerFamily, Ranges};
 pub use log_level::LogFilter;
 pub use node_ports::{NodePortAddresses, NodePortAddressesError, NodePortsOn};
 pub use packets::{
-    DetectLocal, DetectLocalMode, InterfaceName, ModeNeeds, NOT_YET, NotAnInterface, PacketArgs,
-    PacketOptions,
+    DetectLocal, DetectLocalMode, DeviceOptions, DevicePattern, Devices, InterfaceName, ModeNeeds,
+    NotAnInterface, NotDevices, PacketArgs, PacketOptions,
 };
 pub use parse::{ParseError, Parsed, parse};
 pub use socket_lb::{SocketLbChoice, UnknownChoice, socket_lb_words};
@@ -166,6 +166,14 @@ pub struct MapArgs {
         value_parser = clap::value_parser!(u32).range(1..=1 << 24), value_name = "ENTRIES"
     )]
     pub map_max_affinity: u32,
+    /// How many flows of packets that have proved both directions are remembered at least, for each family that this node has: nothing
+    /// that comes later evicts them. A quarter as many that have not proved both are remembered beside them. Maps that are in use
+    /// keep their size: another number takes effect after `lb-agent cleanup` or a reboot.
+    #[arg(
+        long, env = "LB_MAP_MAX_FLOWS", default_value_t = 65_536,
+        value_parser = clap::value_parser!(u32).range(2..=1 << 24), value_name = "FLOWS"
+    )]
+    pub map_max_flows: u32,
 }
 
 /// When something is written.

@@ -6,8 +6,7 @@ use std::{env, fs, path::Path};
 use clap::{Arg, Command, CommandFactory as _};
 
 use super::{
-    Cli, NOT_YET,
-    effective::OF_PACKETS,
+    Cli,
     file::fields::{FIELDS, Kind, Meaning, Mode, VERBOSITY},
 };
 
@@ -101,7 +100,6 @@ fn flag_row(arg: &Arg) -> String {
     if !choices.is_empty() && !arg.is_hide_possible_values_set() && choices != ["`true`", "`false`"] {
         write!(help, " One of {}.", choices.join(", ")).unwrap();
     }
-    assert_eq!(OF_PACKETS.contains(&flag), help.to_lowercase().contains(NOT_YET), "{flag}: {help}");
     format!("| `--{flag}` | {variable} | {default} | {} |", help.replace('|', "\\|"))
 }
 

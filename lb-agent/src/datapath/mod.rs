@@ -5,7 +5,10 @@ pub mod attach;
 pub mod cookie;
 pub mod devices;
 pub mod host;
+pub mod links;
 pub mod load;
+pub mod ports;
+pub mod tc;
 
 /// The object that lb-ebpf was built into.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
@@ -23,7 +26,10 @@ const fn program(name: &'static str, attach_type: u32) -> Program {
     Program { name, attach_type }
 }
 
-/// Every program, in the order in which they are attached: what shows the frontend comes before what hides it. They are
+/// The programs for devices: what comes from one, and what leaves by it.
+pub const DEVICE_PROGRAMS: [&str; 2] = ["lb_tc_ingress", "lb_tc_egress"];
+
+/// Every program of cgroups, in the order in which they are attached: what shows the frontend comes before what hides it. They are
 /// detached in the opposite order.
 pub const PROGRAMS: [Program; 8] = [
     program("lb_recvmsg4", 19),

@@ -67,6 +67,9 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
 /// `BPF_LINK_TYPE_CGROUP` (include/uapi/linux/bpf.h).
 pub const LINK_TYPE_CGROUP: u32 = 3;
 
+/// `BPF_LINK_TYPE_TCX`
+pub const LINK_TYPE_TCX: u32 = 11;
+
 /// What a link says of itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LinkInfo {
@@ -78,6 +81,13 @@ pub struct LinkInfo {
     pub cgroup: u64,
     /// For a cgroup link: `BPF_CGROUP_*`.
     pub attach_type: u32,
+}
+
+impl LinkInfo {
+    /// For a link to a device: its interface index, 0 if the device is gone. The field lies where a cgroup's id does.
+    pub const fn ifindex(&self) -> u32 {
+        split32(self.cgroup).0
+    }
 }
 
 /// Reads [`LinkInfo`].

@@ -17,6 +17,7 @@ pub(super) struct Need {
     services: u64,
     slots: u64,
     backends: u64,
+    ranges: u64,
     /// Largest region of one run: while it is replaced, old and new exist.
     largest: u64,
     /// Most backends of one port, likewise.
@@ -36,6 +37,7 @@ impl Need {
     fn add(&mut self, port: &PortEntries) {
         self.services += 1;
         self.frontends += port.frontends.len() as u64;
+        self.ranges += port.ranges.len() as u64;
         let runs = [&port.cluster, &port.local].map(|targets| region(targets));
         self.slots += runs.iter().sum::<u64>();
         self.largest = self.largest.max(runs.into_iter().max().unwrap_or(0));
@@ -54,6 +56,7 @@ impl Need {
             services: roomy(self.services),
             slots: roomy(self.slots + 2 * self.largest),
             backends: roomy(self.backends + self.most),
+            ranges: roomy(self.ranges),
             ..Capacities::default()
         }
     }
@@ -76,6 +79,7 @@ pub(super) fn with_room<'a>(
             NoRoom::Slots(count) if need.slots == now.slots => {
                 need.slots = more(now.slots, 2 * usize::from(count).next_power_of_two());
             }
+            NoRoom::Ranges(lack) if need.ranges == now.ranges => need.ranges = more(now.ranges, lack),
             NoRoom::Backends(lack) if need.backends == now.backends => {
                 need.backends = more(now.backends, lack);
             }
@@ -131,7 +135,7 @@ mod tests {
 
     #[test]
     fn the_largest_port_has_room_for_its_next_generation() {
-        let target = |n: u16| Target { at: ([10, 0, 0, 1], n).into(), terminating: false };
+        let target = |n: u16| Target { at: ([10, 0, 0, 1], n).into(), terminating: false, here: false };
         let port = |cluster: u16, local: u16| PortEntries {
             key: PortKey {
                 service: ServiceName::new("ns", "s"),
@@ -144,6 +148,7 @@ mod tests {
             local: (0..local).map(target).collect(),
             draining: Vec::new(),
             policies: Policies::default(),
+            ranges: Vec::new(),
             affinity_s: 0,
         };
         let mut need = Need::default();

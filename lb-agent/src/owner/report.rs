@@ -11,7 +11,7 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Owner, Receipt};
+use super::{Owner, Receipt, devices::Attached};
 use crate::model::{Name, ServiceName};
 
 /// How far the agent is.
@@ -84,10 +84,37 @@ pub struct Report {
     pub idle_node_port_addresses: Vec<String>,
     /// Address ranges of cluster IPs, as far as they are known.
     pub service_cidrs: Vec<String>,
-    /// Options of the packet path, which does not exist yet.
+    /// Options of the packet path.
     pub packets: String,
+    /// Devices whose packets are served.
+    #[serde(default)]
+    pub devices: Vec<DeviceRow>,
+    /// Devices whose packets should be served and are not, and why.
+    #[serde(default)]
+    pub unserved_devices: Vec<String>,
     /// Why the last write failed.
     pub last_error: Option<String>,
+}
+
+/// A device whose packets are served.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DeviceRow {
+    /// Its name.
+    pub name: String,
+    /// Its interface index.
+    pub index: u32,
+    /// Who is behind it: `uplink` or `pods`.
+    pub role: String,
+    /// How the programs are attached: `tcx` or `clsact`.
+    pub mode: String,
+}
+
+impl DeviceRow {
+    fn new(index: u32, at: &Attached) -> Self {
+        let Attached { served, mode } = at;
+        let role = format!("{:?}", served.role).to_lowercase();
+        Self { name: served.name.to_string(), index, role, mode: mode.name().to_owned() }
+    }
 }
 
 impl From<(&ServiceName, IpAddr, &Name)> for LeftAlone {
@@ -143,6 +170,8 @@ impl Owner {
             idle_node_port_addresses: self.node_addresses.idle(),
             service_cidrs: self.service_cidrs().iter().map(ToString::to_string).collect(),
             packets: self.settings.packets.to_string(),
+            devices: self.devices.attached().iter().map(|(index, at)| DeviceRow::new(*index, at)).collect(),
+            unserved_devices: self.devices.failed(),
             last_error: self.last_error.clone(),
         }
     }

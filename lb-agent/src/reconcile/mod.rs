@@ -23,6 +23,7 @@ mod frontends;
 mod ids;
 mod lower;
 pub mod plan;
+mod ranges;
 mod restore;
 mod retire;
 mod room;
@@ -35,7 +36,9 @@ use std::{
     mem,
 };
 
-use lb_common::abi::{Addr, Address, Config, FrontendKey, L4Addr, SocketLb, Words as _, maps, meta};
+use lb_common::abi::{
+    Addr, Address, Config, Device, FrontendKey, L4Addr, PacketLb, PortList, SocketLb, Words as _, maps, meta,
+};
 
 use crate::{
     compile::{PortEntries, PortKey},
@@ -46,6 +49,8 @@ use crate::{
 use frontends::Frontends;
 use ids::Ids;
 use plan::{ArrayId, Phase, Plan, Write};
+use ranges::SourceRanges;
+use restore::store_if_new;
 use retire::{Retired, Retirement};
 use runs::Pool;
 use smallvec::SmallVec;
@@ -133,6 +138,7 @@ pub struct Reconciler {
     ports: BTreeMap<u32, Port>,
     by_service: HashMap<ServiceName, ServiceIds>,
     frontends: Frontends,
+    ranges: SourceRanges,
     /// Entries of `lb_addresses`.
     addresses: usize,
     retirement: Retirement,
@@ -238,6 +244,56 @@ impl Reconciler {
         plan.apply(&mut self.maps)?;
         self.addresses = desired.len();
         Ok(plan.len())
+    }
+
+    /// Makes `lb_devices` hold exactly `desired`; returns the number of writes.
+    ///
+    /// # Errors
+    /// See [`Reconciler::set_addresses`].
+    pub fn set_devices(&mut self, desired: &BTreeMap<u32, Device>) -> Result<usize, MapError> {
+        let capacity = self.maps.devices.capacity();
+        if desired.len() > capacity as usize {
+            return Err(MapError::Full { map: maps::DEVICES, capacity });
+        }
+        let actual: BTreeMap<u32, Device> = self.maps.devices.dump()?.into_iter().collect();
+        let gone = actual.iter().filter(|(index, device)| desired.get(index) != Some(device));
+        let news = desired.iter().filter(|(index, device)| actual.get(index) != Some(device));
+        let mut writes = 0;
+        for (index, _) in gone {
+            self.maps.devices.delete(index)?;
+            writes += 1;
+        }
+        for (index, device) in news {
+            self.maps.devices.create(index, device)?;
+            writes += 1;
+        }
+        Ok(writes)
+    }
+
+    /// How packets are served, and the ports for masquerading; returns the number of writes. A program that counts fewer ports than
+    /// there are misses some; it never finds one that is not there.
+    ///
+    /// # Errors
+    /// Those of the maps.
+    pub fn set_packets(&mut self, packets: PacketLb, ports: &[u16]) -> Result<usize, MapError> {
+        let at = Config::PACKETS_WORD;
+        let word = |count: usize| {
+            let masquerade_ports = u32::try_from(count).unwrap_or(u32::MAX);
+            Config { packets, masquerade_ports, ..Config::OFF }.to_words()[at]
+        };
+        let now = Config::from_words([0, 0, self.maps.config.load(at)]);
+        let fewer = ports.len().min(now.masquerade_ports as usize);
+        let mut writes = store_if_new(&mut *self.maps.config, at, word(fewer))?;
+        for (index, four) in ports.chunks(4).enumerate() {
+            writes += store_if_new(&mut *self.maps.ports, index, PortList::of(four).four)?;
+        }
+        writes += store_if_new(&mut *self.maps.config, at, word(ports.len()))?;
+        Ok(writes)
+    }
+
+    /// The lowest and the highest NodePort that is programmed.
+    pub fn node_ports(&self) -> Option<(u16, u16)> {
+        self.frontends.node_port_range()
     }
 
     /// Reuses what grace periods have passed for, and names the services that have room now or were told to wait for

@@ -15,6 +15,7 @@ use super::{
     Frontends, Ids, Pool, Reconciler, Retirement, Write,
     frontends::Owner,
     plan::{ArrayId, Plan},
+    ranges::SourceRanges,
     runs,
     service::cleared_service,
     slots::{Region, Slots},
@@ -36,6 +37,7 @@ impl Reconciler {
             ports: BTreeMap::new(),
             by_service: HashMap::default(),
             frontends: Frontends::default(),
+            ranges: SourceRanges::default(),
             addresses: 0,
             retirement: Retirement::default(),
             starved: BTreeMap::new(),
@@ -83,6 +85,8 @@ impl Reconciler {
         self.retirement = Retirement::default();
         self.starved.clear();
         self.promised.clear();
+        self.ranges = SourceRanges::read(&self.maps)?;
+        self.drop_lost_ranges()?;
         self.addresses = self.addresses()?.len();
         let config = self.config_word(self.frontends.node_port_range());
         store_if_new(&mut *self.maps.config, 0, config)?;
@@ -91,6 +95,16 @@ impl Reconciler {
         store_if_new(&mut *self.maps.meta, meta::MAGIC_AT as usize, meta::MAGIC)?;
         self.is_stale = false;
         Ok(())
+    }
+
+    /// Deletes source ranges of ids that are nobody's.
+    fn drop_lost_ranges(&mut self) -> Result<(), MapError> {
+        let mut plan = Plan::default();
+        let lost = |id: &u32| *id != ServiceId::PODS.index && self.service_ids.is_free(*id);
+        for id in self.ranges.ids().into_iter().filter(lost).collect::<Vec<_>>() {
+            self.plan_ranges(ServiceId { index: id }, &[], &mut plan);
+        }
+        plan.apply(&mut self.maps)
     }
 
     /// What `lb_addresses` holds.
@@ -102,9 +116,9 @@ impl Reconciler {
     }
 }
 
-/// Stores a word unless it is there already.
-fn store_if_new(array: &mut dyn Array, index: usize, word: u64) -> Result<(), MapError> {
-    if array.load(index) == word { Ok(()) } else { array.store(index, word) }
+/// Stores a word unless it is there already; returns the number of writes.
+pub(super) fn store_if_new(array: &mut dyn Array, index: usize, word: u64) -> Result<usize, MapError> {
+    if array.load(index) == word { Ok(0) } else { array.store(index, word).map(|()| 1) }
 }
 
 /// The version of this agent as `lb_meta` holds it.

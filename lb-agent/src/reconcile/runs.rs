@@ -70,6 +70,8 @@ struct Member {
     now: Backend,
     /// As it should be: [`Backend::runs`], whether it terminates, whether it keeps what it has although no run lists it.
     runs: u8,
+    /// [`Backend::HERE`], or 0.
+    here: u8,
     terminating: bool,
     drains: bool,
 }
@@ -100,7 +102,7 @@ pub(super) fn plan_runs(
     let ids = take_ids(pool, news.len()).inspect_err(|_| give_back(pool, regions))?;
     for (at, id) in news.into_iter().zip(ids) {
         let now = read(&*maps.backends, id.index);
-        members.insert(at, Member { id, now, runs: 0, terminating: false, drains: false });
+        members.insert(at, Member { id, now, runs: 0, here: 0, terminating: false, drains: false });
     }
     mark(&mut members, wanted);
     let next: [Run; 2] = core::array::from_fn(|at| match wanted[at] {
@@ -132,8 +134,9 @@ fn current_members(maps: &Maps, service: &Service) -> Members {
         .flat_map(|run| slots_of(&*maps.slots, run))
         .chain(draining_slots(&*maps.slots, draining))
         .map(|slot| {
-            let now = read(&*maps.backends, slot.backend.index);
-            (slot.at(), Member { id: slot.backend, now, runs: 0, terminating: false, drains: false })
+            let now: Backend = read(&*maps.backends, slot.backend.index);
+            let here = now.runs & Backend::HERE;
+            (slot.at(), Member { id: slot.backend, now, runs: 0, here, terminating: false, drains: false })
         })
         .collect()
 }
@@ -207,6 +210,7 @@ fn mark(members: &mut Members, wanted: [Option<Wanted<'_>>; 2]) {
             if let Some(member) = members.get_mut(&L4Addr::from(target.at)) {
                 member.runs |= bit;
                 member.terminating = target.terminating;
+                member.here = if target.here { Backend::HERE } else { 0 };
             }
         }
     }
@@ -316,9 +320,10 @@ fn states(plan: &mut Plan, retired: &mut Retired, members: &Members) {
         }
         let leaves = member.terminating || member.drains;
         let state = if leaves { BackendState::Terminating } else { BackendState::Active };
-        let next = Backend { state: state as u8, runs: member.runs, ..member.now };
+        let next = Backend { state: state as u8, runs: member.runs | member.here, ..member.now };
         // A client with affinity that has it by a run that it leaves keeps it for as long as programs use that run (SA-4).
-        let meanwhile = Backend { runs: member.now.runs | member.runs, ..next };
+        let lists = member.now.runs & !Backend::HERE;
+        let meanwhile = Backend { runs: next.runs | lists, ..next };
         write(Phase::Backends, member.now, meanwhile);
         write(Phase::States, meanwhile, next);
     }

@@ -182,6 +182,7 @@ impl Reconciler {
         known: Option<u32>,
         pass: &mut Pass,
     ) -> Result<u32, NoRoom> {
+        self.check_ranges(known, entries)?;
         let id = known.or_else(|| self.service_ids.take()).ok_or(NoRoom::Services)?;
         let now: Service = read(&*self.maps.services, id);
         let used = lower::used_runs(entries);
@@ -200,6 +201,7 @@ impl Reconciler {
         if entries.key.protocol != Protocol::Udp {
             pass.retired.gone.truncate(gone);
         }
+        self.plan_ranges(ServiceId { index: id }, &entries.ranges, &mut pass.plan);
         let is_new = self.ports.get_mut(&id).is_some_and(|port| mem::take(&mut port.renamed));
         let policy = (lower::flags(entries.policies), entries.affinity_s);
         let next = next_service(&now, planned, policy, is_new);
@@ -298,6 +300,7 @@ impl Reconciler {
             self.plan_release(key, pass);
         }
         self.frontends.claim(id);
+        self.plan_ranges(ServiceId { index: id }, &[], &mut pass.plan);
         let port = self.ports.remove(&id);
         let service = port.map(|port| port.key.service);
         if let Some(service) = &service {
@@ -410,10 +413,16 @@ fn plan_service_words(plan: &mut Plan, id: u32, now: &Service, next: &Service) {
     };
     // Who drains is known by this word alone: whoever returns to a run must be in it before, whoever leaves one after.
     let returns = now.generation == next.generation && next.draining == Draining::NONE;
-    let order = if returns {
-        [first_run, Service::FLAGS_WORD, last_run, Service::GENERATION_WORD]
+    // Clients outside use the run that clients of this node do not.
+    let [second, third] = if next.flags.has(ServiceFlags::EXTERNAL_LOCAL) {
+        [last_run, Service::FLAGS_WORD]
     } else {
-        [Service::GENERATION_WORD, first_run, Service::FLAGS_WORD, last_run]
+        [Service::FLAGS_WORD, last_run]
+    };
+    let order = if returns {
+        [first_run, second, third, Service::GENERATION_WORD]
+    } else {
+        [Service::GENERATION_WORD, first_run, second, third]
     };
     for at in order {
         if old[at] != new[at] {

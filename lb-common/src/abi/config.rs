@@ -89,6 +89,10 @@ impl PacketLb {
     /// No backend sees a client's address (MQ-1).
     pub const MASQUERADE_ALL: Self = Self { bits: 2 };
 
+    /// Whoever has an address in the source ranges of [`ServiceId::PODS`](super::ServiceId::PODS) is a pod, whatever device its
+    /// packets come by (semantics 2.9).
+    pub const POD_RANGES: Self = Self { bits: 4 };
+
     /// Whether every bit of `other` is set.
     pub const fn has(self, other: Self) -> bool {
         self.bits & other.bits == other.bits
@@ -126,6 +130,8 @@ impl Config {
     pub const WORDS: usize = 3;
     /// The word of [`Config::netns_entries`], which the agent does not store.
     pub const NETNS_WORD: usize = 1;
+    /// The word of [`Config::packets`] and [`Config::masquerade_ports`].
+    pub const PACKETS_WORD: usize = 2;
     /// No NodePort, nobody served: what an empty map means.
     pub const OFF: Self = Self {
         node_port_min: 0,

@@ -12,6 +12,10 @@ pub struct Device {
     pub v4: Addr4,
     /// Bits: [`Device::PODS`] and others.
     pub bits: u32,
+    /// Interface index of the bridge that it is a port of, 0 if of none: who is behind it is reached by that.
+    pub controller: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 impl Device {
@@ -21,7 +25,8 @@ impl Device {
     /// the answer would not be seen.
     pub const SHARED: u32 = 2;
     /// A device that is not served.
-    pub const NONE: Self = Self { v6: Addr::ANY_V6, v4: Addr4 { octets: [0; 4] }, bits: 0 };
+    pub const NONE: Self =
+        Self { v6: Addr::ANY_V6, v4: Addr4 { octets: [0; 4] }, bits: 0, controller: 0, pad: 0 };
 
     /// Whether every bit of `bits` is set.
     pub const fn has(&self, bits: u32) -> bool {
@@ -45,6 +50,24 @@ impl RangeKey {
     pub const BITS: u32 = 32 + 128;
 }
 
+/// Key of `lb_src_ranges`: how many bits of a [`RangeKey`] count, and the bits.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RangePrefix {
+    /// At most [`RangeKey::BITS`].
+    pub bits: u32,
+    /// The bits.
+    pub key: RangeKey,
+}
+
+impl RangePrefix {
+    /// Clients of a service port whose address begins with `len` bits of `addr`; those of IPv4 count from its own first bit.
+    pub const fn new(service: ServiceId, addr: Addr, len: u8) -> Self {
+        let before = if addr.is_v4() { 96 } else { 0 };
+        Self { bits: 32 + before + len as u32, key: RangeKey { service, addr: addr.octets } }
+    }
+}
+
 /// Value of `lb_ports`: four ports for masquerading in one word.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -54,9 +77,15 @@ pub struct PortList {
 }
 
 impl PortList {
+    /// At most four ports, the first one lowest.
+    pub fn of(ports: &[u16]) -> Self {
+        Self { four: ports.iter().rev().fold(0, |list, port| list << 16 | u64::from(*port)) }
+    }
+
     /// Entries of the map: room for every port.
     pub const ENTRIES: u32 = 1 << 14;
 }
 
+const _: () = assert!(size_of::<RangePrefix>() == 24, "no implicit padding");
 const _: () = assert!(size_of::<RangeKey>() == 20, "no implicit padding");
-const _: () = assert!(size_of::<Device>() == 24, "no implicit padding");
+const _: () = assert!(size_of::<Device>() == 32, "no implicit padding");

@@ -37,7 +37,7 @@ pub use addr::{Addr, L4Addr, Proto};
 pub use affinity::{Affinity, AffinityKey, Client};
 pub use backend::{Backend, BackendId, BackendState, Slot};
 pub use config::{Address, Config, Netns, PacketLb, SocketLb};
-pub use device::{Device, PortList, RangeKey};
+pub use device::{Device, PortList, RangeKey, RangePrefix};
 pub use flow::{Addr4, Direction, Flow, FlowAddr, FlowBits, FlowKey, FlowState, Opened};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use reason::Reason;

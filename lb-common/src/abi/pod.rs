@@ -5,8 +5,8 @@
 )]
 
 use super::{
-    Addr, Address, Affinity, AffinityKey, Backend, Config, Device, Frontend, FrontendKey, Netns, PortList,
-    RangeKey, Service, Slot,
+    Addr, Addr4, Address, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Frontend,
+    FrontendKey, Netns, PortList, RangeKey, RangePrefix, Service, Slot,
 };
 
 /// Shows at build time that a type has no implicit padding: its size is the sum of its fields.
@@ -28,8 +28,13 @@ pod!(Config, 2 + 2 + 4 + 4 + 4 + 4 + 4);
 pod!(Service, 8 + 8 + 4 + 4 + 4 + 4);
 pod!(Slot, 16 + 2 + 2 + 4 + 4 + 4);
 pod!(Backend, 4 + 1 + 1 + 2);
-pod!(Device, 16 + 4 + 4);
+pod!(Device, 16 + 4 + 4 + 4 + 4);
 pod!(PortList, 8);
 pod!(RangeKey, 4 + 16);
+pod!(RangePrefix, 4 + 4 + 16);
+pod!(FlowKey<Addr4>, 4 + 4 + 2 + 2 + 1 + 3);
+pod!(FlowKey<Addr>, 16 + 16 + 2 + 2 + 1 + 3);
+pod!(Flow<Addr4>, 4 + 4 + 2 + 2 + 4 + 4 + 4 + 4 + 4 + 1 + 1 + 1 + 1 + 4);
+pod!(Flow<Addr>, 16 + 16 + 2 + 2 + 4 + 4 + 4 + 4 + 4 + 1 + 1 + 1 + 1 + 4);
 pod!(AffinityKey, 16 + 4 + 4);
 pod!(Affinity, 8 + 16 + 2 + 2 + 4 + 4 + 4);

@@ -11,6 +11,11 @@ pub struct ServiceId {
     pub index: u32,
 }
 
+impl ServiceId {
+    /// No service port's: in `lb_src_ranges` it stands for the addresses of pods.
+    pub const PODS: Self = Self { index: u32::MAX };
+}
+
 /// A published range of slots, loaded and stored as one word: there is no moment between two sets of endpoints.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

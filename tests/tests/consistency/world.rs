@@ -175,10 +175,14 @@ pub(crate) fn desired(number: u32, change: u32) -> Desired {
     let port = PortEntries {
         key,
         frontends: vec![Frontend { at: frontend(number), kind: FrontendKind::ClusterIp }],
-        cluster: endpoints(number, change).into_iter().map(|at| Target { at, terminating: false }).collect(),
+        cluster: endpoints(number, change)
+            .into_iter()
+            .map(|at| Target { at, terminating: false, here: false })
+            .collect(),
         local: Vec::new(),
         draining: Vec::new(),
         policies: Policies { has_any: true, ..Policies::default() },
+        ranges: Vec::new(),
         affinity_s: 0,
     };
     let ports = if is_there(number, change) { vec![port] } else { Vec::new() };

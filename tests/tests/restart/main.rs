@@ -21,8 +21,17 @@ use proptest::prelude::*;
 use world::{World, history};
 
 /// Small, so that every array can be read after every write, and large enough for every world.
-const ROOMY: Capacities =
-    Capacities { frontends: 256, addresses: 16, services: 64, slots: 1024, backends: 512, affinity: 1 };
+const ROOMY: Capacities = Capacities {
+    frontends: 256,
+    addresses: 16,
+    services: 64,
+    slots: 1024,
+    backends: 512,
+    affinity: 1,
+    ranges: 16,
+    flows4: 1,
+    flows6: 1,
+};
 
 /// So many cases, or as many as `PROPTEST_CASES` says.
 fn cases(usual: u32) -> ProptestConfig {

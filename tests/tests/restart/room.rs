@@ -243,7 +243,7 @@ proptest! {
         (frontends, services, slots, backends) in (1_u32..12, 1_u32..6, 1_u32..24, 2_u32..16),
         is_held: bool,
     ) {
-        let mut maps = MemMaps::new(Capacities { frontends, addresses: 16, services, slots, backends, affinity: 1 });
+        let mut maps = MemMaps::new(Capacities { frontends, addresses: 16, services, slots, backends, affinity: 1, ranges: 16, flows4: 1, flows6: 1 });
         if is_held {
             maps.grace = MemGrace::held();
         }

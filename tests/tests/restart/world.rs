@@ -193,6 +193,7 @@ impl Service {
                         restricted: port.terminating & 1 != 0,
                         host_allowed: false,
                     },
+                    ranges: Vec::new(),
                     affinity_s: port.affinity_s,
                 });
             }
@@ -238,6 +239,7 @@ impl Port {
             .map(|bit| Target {
                 at: SocketAddr::new(addr(family, [10, 1, 0, bit]), 8080),
                 terminating: self.terminating & (1 << bit) != 0,
+                here: bit & 2 != 0,
             })
             .collect()
     }

@@ -250,10 +250,7 @@ fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
         lines.into_iter().find(|line| line.starts_with(&format!("# --{flag}="))).unwrap()
     };
     assert_eq!(line("oom-score-adj"), "# --oom-score-adj=-5 flag");
-    assert_eq!(
-        line("cluster-cidr"),
-        "# --cluster-cidr=10.42.0.0/16 file; used by packets, not yet in this version"
-    );
+    assert_eq!(line("cluster-cidr"), "# --cluster-cidr=10.42.0.0/16 file");
     assert_eq!(line("resync-interval"), "# --resync-interval=30s default");
     let args = run(parsed);
     assert_eq!((args.oom_score_adj, &*args.node().unwrap()), (-5, "n7"));

@@ -33,6 +33,7 @@ use prometheus_client::{
 };
 
 use crate::{
+    collector::Round,
     maps::MapError,
     model::{Change, Event, Family},
     reconcile::Usage,
@@ -48,7 +49,16 @@ type Seconds = Gauge<f64, AtomicU64>;
 /// Objects of a source.
 const OBJECTS: [&str; 3] = ["service", "endpointslice", "node"];
 /// Maps whose room is shown.
-const MAPS: [&str; 5] = [maps::FRONTENDS, maps::ADDRESSES, maps::SERVICES, maps::SLOTS, maps::BACKENDS];
+const MAPS: [&str; 8] = [
+    maps::FRONTENDS,
+    maps::ADDRESSES,
+    maps::SERVICES,
+    maps::SLOTS,
+    maps::BACKENDS,
+    maps::SRC_RANGES,
+    maps::FLOWS4,
+    maps::FLOWS6,
+];
 
 /// What became of an Event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,6 +129,7 @@ pub struct Metrics {
     udp_sockets_freed: Counter,
     healing_failures: Counter,
     healing_duration: Histogram,
+    flows_collected: Counter,
     map_entries: Labelled<Labels<1>, Gauge>,
     map_capacity: Labelled<Labels<1>, Gauge>,
     map_errors: Labelled<[(&'static str, String); 2], Counter>,
@@ -186,6 +197,7 @@ impl Metrics {
             events: Labelled::default(),
             udp_sockets_freed: Counter::default(),
             healing_failures: Counter::default(),
+            flows_collected: Counter::default(),
             healing_duration: healing_buckets(),
             map_entries: Labelled::default(),
             map_capacity: Labelled::default(),
@@ -355,6 +367,11 @@ impl Metrics {
             &self.healing_duration,
         );
         to.add(
+            "flow_entries_collected",
+            "Entries of lb_flows4 and lb_flows6 whose flows were over; each flow has two",
+            &self.flows_collected,
+        );
+        to.add(
             "health_check_servers",
             "Sockets of health check node ports, by state: listening, or failed and tried again",
             &self.health_servers,
@@ -448,6 +465,15 @@ impl Metrics {
         self.healing_duration.observe(took_s);
         self.udp_sockets_freed.inc_by(freed as u64);
         self.healing_failures.inc_by(u64::from(has_failed));
+    }
+
+    /// The tables of proven flows were looked through.
+    pub fn collected(&self, round: &Round) {
+        for (map, table) in [(maps::FLOWS4, round.v4), (maps::FLOWS6, round.v6)] {
+            self.map_entries.get_or_create(&[("map", map)]).set(count(table.left));
+            self.map_capacity.get_or_create(&[("map", map)]).set(count(table.capacity));
+            self.flows_collected.inc_by(table.collected as u64);
+        }
     }
 
     /// What there is.

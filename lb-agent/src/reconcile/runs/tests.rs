@@ -11,8 +11,17 @@ use super::*;
 use crate::maps::memory::{Capacities, MemMaps};
 
 /// For two runs of up to six endpoints each, old and new, most of the time.
-const TIGHT: Capacities =
-    Capacities { frontends: 1, addresses: 1, services: 1, slots: 32, backends: 14, affinity: 1 };
+const TIGHT: Capacities = Capacities {
+    frontends: 1,
+    addresses: 1,
+    services: 1,
+    slots: 32,
+    backends: 14,
+    affinity: 1,
+    ranges: 16,
+    flows4: 1,
+    flows6: 1,
+};
 
 /// A service and what is free beside it.
 struct Bench {
@@ -107,7 +116,7 @@ impl Bench {
 }
 
 fn target(number: u8) -> Target {
-    Target { at: SocketAddr::from(([10, 1, 0, number], 8080)), terminating: number == 5 }
+    Target { at: SocketAddr::from(([10, 1, 0, number], 8080)), terminating: number == 5, here: false }
 }
 
 /// SA-3, SA-4: a client is bound to a backend by a run that the new policy does not use any more, and programs may use it until the
@@ -322,6 +331,7 @@ fn more_endpoints_than_a_run_can_count_are_cut_off() {
         .map(|number| Target {
             at: SocketAddr::from(((10 << 24 | number).to_be_bytes(), 80)),
             terminating: false,
+            here: false,
         })
         .collect();
     let planned = bench.plan([Some(&many), None]).unwrap();

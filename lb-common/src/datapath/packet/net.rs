@@ -84,7 +84,7 @@ impl Net {
             (12, "node", Device::PODS),
         ] {
             let [v4, v6] = [false, true].map(|v6| addr(name, v6));
-            net.world.devices.insert(ifindex, Device { v4: Addr4::narrow(v4), v6, bits });
+            net.world.devices.insert(ifindex, Device { v4: Addr4::narrow(v4), v6, bits, ..Device::NONE });
         }
         net
     }

@@ -4,7 +4,7 @@ use super::{Flows, Route, Table, Verdict, Way, Work, parse::Headers, track::find
 use crate::{
     abi::{
         Address, Backend, Client, Device, Direction, Flow, FlowAddr, FlowBits, FlowKey, Frontend,
-        FrontendKey, FrontendKind, L4Addr, Opened, PacketLb, Proto, Reason, ServiceFlags,
+        FrontendKey, FrontendKind, L4Addr, Opened, PacketLb, Proto, Reason, ServiceFlags, ServiceId,
     },
     datapath::{
         select::{Served, choose},
@@ -107,7 +107,8 @@ fn served<A: FlowAddr, W: Flows<A>>(
 ) -> Result<Served, Verdict> {
     let client = packet.key.src.widen();
     let service = frontend.service;
-    let is_pod = device & Device::PODS != 0;
+    let is_pod = device & Device::PODS != 0
+        || (world.config().packets.has(PacketLb::POD_RANGES) && world.allows(ServiceId::PODS, client));
     let internal =
         frontend.kind == FrontendKind::ClusterIp as u8 || frontend.kind == FrontendKind::OtherPorts as u8;
     if internal && !is_pod && !world.config().packets.has(PacketLb::EXTERNAL_CLUSTER_IP) {
@@ -189,6 +190,10 @@ fn masquerade<A: FlowAddr, W: Flows<A>>(world: &W, device: u32, work: &mut Work<
     }
     after.src = world.device(ifindex).and_then(|device| A::of_device(&device)).ok_or(Reason::NoRoute)?;
     opened.bits = FlowBits::MASQUERADED;
+    if let Some(Device { controller: controller @ 1.., .. }) = world.device(opened.ifindex) {
+        // Answers are sent out of it by this node, and a port of a bridge has no neighbours of its own.
+        opened.ifindex = controller;
+    }
     Ok(())
 }
 

@@ -60,8 +60,15 @@ pub(super) fn egress<A: FlowAddr, W: Flows<A>>(
     if !flow.goes(Direction::Reply) || flow.bits.has(FlowBits::MASQUERADED) {
         return Verdict::Pass;
     }
-    // Two uplinks: what was asked by one is answered by the same one, whatever the routes say.
-    let way = if flow.ifindex == ifindex { Way::On } else { Way::Device { ifindex: flow.ifindex } };
+    let mut way = Way::On;
+    if flow.ifindex != ifindex {
+        if world.device(flow.ifindex).is_some_and(|device| device.controller == ifindex) {
+            // The client is behind a port of this bridge, where the answer is restored.
+            return Verdict::Pass;
+        }
+        // Two uplinks: what was asked by one is answered by the same one, whatever the routes say.
+        way = Way::Device { ifindex: flow.ifindex };
+    }
     follow(world, work, table, way)
 }
 

@@ -1,0 +1,232 @@
+//! At which devices packets are served: chosen again when the kernel or the Node object say something new, and what programs must
+//! know for it.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use aya::Ebpf;
+use lb_common::abi::{Device, PacketLb};
+use tracing::{info, warn};
+
+use super::Owner;
+use crate::{
+    config::{DetectLocal, DeviceOptions},
+    datapath::{
+        links::{Chosen, Links, Served, choose},
+        ports,
+        tc::{self, At, Mode},
+    },
+    maps::{MapError, memory::Capacities},
+    model::{Family, Name},
+};
+
+/// Between two looks at what is not told: ports of this node, and devices that failed.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// A device whose packets are served.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Attached {
+    /// The device.
+    pub(super) served: Served,
+    /// By what.
+    pub(super) mode: Mode,
+}
+
+/// The devices of this node, and what of them is served.
+pub(super) struct Devices {
+    options: DeviceOptions,
+    links: Links,
+    chosen: Chosen,
+    attached: BTreeMap<u32, Attached>,
+    /// Devices that should be served and are not, and why.
+    failed: BTreeMap<Name, String>,
+    /// Something is to be done.
+    pub(super) has_changed: bool,
+    /// When to look again at what nobody tells.
+    again: Instant,
+    said_unserved: Vec<String>,
+}
+
+impl Devices {
+    /// Nothing is known yet.
+    pub(super) fn new(options: DeviceOptions) -> Self {
+        Self {
+            options,
+            links: Links::new(),
+            chosen: Chosen::default(),
+            attached: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            has_changed: false,
+            again: Instant::now(),
+            said_unserved: Vec::new(),
+        }
+    }
+
+    /// Somebody wants packets to be served.
+    pub(super) fn are_on(&self) -> bool {
+        !self.options.are_off()
+    }
+
+    /// Devices whose packets are served, by interface index.
+    pub(super) const fn attached(&self) -> &BTreeMap<u32, Attached> {
+        &self.attached
+    }
+
+    /// Devices that should be served and are not, and why.
+    pub(super) fn failed(&self) -> Vec<String> {
+        let unserved = self.chosen.unserved.iter().map(|(name, why)| format!("{name}: {why}"));
+        unserved.chain(self.failed.iter().map(|(name, why)| format!("{name}: {why}"))).collect()
+    }
+
+    /// Names of all devices.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.links.values().map(|link| &*link.name)
+    }
+
+    /// Another program object is loaded: it takes the place of the former one everywhere.
+    fn load(&mut self) {
+        self.attached.clear();
+        self.has_changed = true;
+    }
+
+    /// How many flows each family must have room for, if there are `flows` where it is used.
+    fn flows(&self, flows: u32) -> [u32; 2] {
+        if !self.are_on() {
+            return [1; 2];
+        }
+        let has_v6 = self.chosen.entries.values().any(|device| device.v6 != Device::NONE.v6);
+        [flows, if has_v6 { flows } else { 1 }]
+    }
+
+    fn choose(&mut self, primary: [Option<std::net::IpAddr>; 2]) {
+        let chosen = choose(&self.links, &self.options, primary);
+        self.has_changed |= chosen != self.chosen;
+        self.chosen = chosen;
+    }
+}
+
+impl Owner {
+    /// Takes in the devices of this node.
+    pub(super) fn take_links(&mut self, links: Links) {
+        self.devices.links = links;
+        self.devices.choose(self.node_addresses.primary());
+    }
+
+    /// Chooses again, after the Node object has said something.
+    pub(super) fn choose_devices(&mut self) {
+        self.devices.choose(self.node_addresses.primary());
+    }
+
+    /// `need` with room for flows. Tables that are in use keep their sizes.
+    pub(super) fn with_flows(&self, need: Capacities) -> Capacities {
+        let [flows4, flows6] = self.devices.flows(self.settings.flows);
+        Capacities { flows4, flows6, ..need }
+    }
+
+    /// Notes that something may have changed of which nobody tells.
+    pub(super) fn look_at_devices(&mut self, now: Instant) {
+        if now >= self.devices.again {
+            self.devices.again = now + LOOK_AGAIN;
+            self.devices.has_changed |= self.devices.are_on();
+        }
+    }
+
+    /// The names of all devices, and what is loaded for them: for those whose programs are replaced before anything is written.
+    pub(super) fn replace_at_devices(&self, ebpf: &mut Ebpf) -> Result<(), tc::TcError> {
+        if !self.devices.are_on() {
+            return Ok(());
+        }
+        tc::replace(ebpf, &self.pins, self.devices.names())
+    }
+
+    /// The programs of `ebpf` serve packets from now on.
+    pub(super) fn serve_packets(&mut self, ebpf: Ebpf) {
+        if let Some(running) = &mut self.running {
+            running.ebpf = Some(ebpf);
+            self.devices.load();
+        }
+    }
+
+    /// Writes what programs must know of devices.
+    ///
+    /// # Errors
+    /// Those of the maps.
+    pub(super) fn plan_devices(&mut self) -> Result<(), MapError> {
+        let Some(running) = &mut self.running else { return Ok(()) };
+        if !self.devices.are_on() || !self.devices.has_changed {
+            return Ok(());
+        }
+        let packets = self.settings.packets.bits();
+        let ports = ports::free(running.reconciler.node_ports());
+        let pods = match &self.settings.packets.devices.detect_local {
+            DetectLocal::ClusterCidr(ranges) => {
+                Family::BOTH.into_iter().filter_map(|family| ranges.of(family)).collect()
+            }
+            DetectLocal::NodeCidr => {
+                self.state.node().node.as_ref().map(|node| node.pod_cidrs.to_vec()).unwrap_or_default()
+            }
+            _ => Vec::new(),
+        };
+        let mut writes = running.reconciler.set_pod_ranges(&pods)?;
+        let packets = if pods.is_empty() { packets } else { packets.with(PacketLb::POD_RANGES) };
+        writes += running.reconciler.set_packets(packets, &ports)?;
+        match running.reconciler.set_devices(&self.devices.chosen.entries) {
+            Ok(more) => writes += more,
+            // Nothing was written.
+            Err(error @ MapError::Full { .. }) => warn!(%error, "devices keep the addresses that they had"),
+            Err(error) => return Err(error),
+        }
+        self.outputs.writes += writes;
+        Ok(())
+    }
+
+    /// Attaches the programs to the devices that were chosen, and takes them off all others.
+    pub(super) fn attach_devices(&mut self) {
+        let Some(running) = &mut self.running else { return };
+        if !core::mem::take(&mut self.devices.has_changed) {
+            return;
+        }
+        let Devices { chosen, attached, failed, links, said_unserved, .. } = &mut self.devices;
+        if let Some(ebpf) = &mut running.ebpf {
+            for (index, served) in &chosen.served {
+                if attached.get(index).is_some_and(|now| now.served == *served) {
+                    continue;
+                }
+                match tc::attach(ebpf, &self.pins, At { index: *index, name: &served.name }) {
+                    Ok(mode) => {
+                        info!(device = %served.name, role = ?served.role, mode = mode.name(), "serving packets");
+                        failed.remove(&served.name);
+                        attached.insert(*index, Attached { served: served.clone(), mode });
+                    }
+                    Err(error) => {
+                        // Of a device that has just gone netlink will tell.
+                        let text = format!("{:#}", anyhow::Error::from(error));
+                        if failed.insert(served.name.clone(), text.clone()).as_ref() != Some(&text) {
+                            warn!(device = %served.name, error = %text, "cannot serve packets here, trying again");
+                        }
+                    }
+                }
+            }
+            failed.retain(|name, _| chosen.served.values().any(|served| served.name == *name));
+        }
+        for (index, link) in links.iter().filter(|(index, _)| !chosen.served.contains_key(index)) {
+            let at = At { index: *index, name: &link.name };
+            if let Err(error) = tc::detach(&self.pins, at) {
+                warn!(device = %link.name, %error, "cannot take the programs off");
+            }
+            if attached.remove(index).is_some() {
+                info!(device = %link.name, "not serving packets any more");
+            }
+        }
+        attached.retain(|index, _| links.contains_key(index));
+        tc::sweep(&self.pins);
+        let unserved: Vec<String> =
+            chosen.unserved.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+        for text in unserved.iter().filter(|text| !said_unserved.contains(text)) {
+            warn!("packets are not served at {text}");
+        }
+        *said_unserved = unserved;
+    }
+}
