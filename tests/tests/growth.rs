@@ -215,7 +215,8 @@ const LARGE: Capacities = Capacities {
 const GROWN: [&str; 5] = [maps::FRONTENDS, maps::ADDRESSES, maps::SERVICES, maps::SLOTS, maps::BACKENDS];
 
 fn open(pins: &PinDir, capacities: Capacities) -> Maps {
-    let switches = Switches { host_netns: 0, has_set_retval: false, has_mptcp: false };
+    let switches =
+        Switches { host_netns: 0, has_set_retval: false, has_mptcp: false, has_coarse_clock: false };
     let Loaded { maps, staged, .. } = load(pins, switches, capacities, || {}).unwrap();
     pins.commit(&staged).unwrap();
     maps
@@ -301,7 +302,8 @@ fn ids(agent: &Driver) -> Vec<(u32, PortKey)> {
 #[test]
 fn a_stop_while_new_maps_take_their_places_is_made_good() {
     needs_root!();
-    let switches = Switches { host_netns: 0, has_set_retval: false, has_mptcp: false };
+    let switches =
+        Switches { host_netns: 0, has_set_retval: false, has_mptcp: false, has_coarse_clock: false };
     let services = [desired(1, 3), desired(2, 0), desired(3, 5)];
     for (name, in_the_way_of) in DATA.into_iter().flat_map(|name| [(name, "removal"), (name, "renaming")]) {
         let bpffs = Bpffs::new("anew").unwrap();

@@ -42,7 +42,8 @@ impl Pinned {
     fn open(&mut self) -> Maps {
         self.pins = None;
         let pins = PinDir::open(&self.bpffs.path().join("lb")).unwrap();
-        let switches = Switches { host_netns: 0, has_set_retval: false, has_mptcp: false };
+        let switches =
+            Switches { host_netns: 0, has_set_retval: false, has_mptcp: false, has_coarse_clock: false };
         let Loaded { maps, staged, .. } = load(&pins, switches, CAPACITIES, || {}).unwrap();
         pins.commit(&staged).unwrap();
         self.pins = Some(pins);

@@ -99,7 +99,7 @@ fn reaches(tcx: bool) {
     let device = Device {
         v4: Addr4::narrow(IpAddr::from(node.ipv4).into()),
         v6: IpAddr::from(node.ipv6).into(),
-        bits: 0,
+        ..Device::NONE
     };
     world.devices.insert(ifindex(node, "eth0"), device);
     for pods in ["pod0", "pod1"] {

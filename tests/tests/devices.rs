@@ -1,0 +1,266 @@
+//! What the agent does for packets: real traffic of clients that no socket hook sees, under a real agent.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use lb_tests::agent::{Agent, Home, at, service, slice};
+use lb_tests::probe::{Serve, Tcp, Udp};
+use lb_tests::wait::wait_for;
+use lb_tests::{Node, Pod, Probe, Topology, needs_root};
+use serde_json::{Value, json};
+
+/// The agent serves packets and no sockets.
+const PACKETS_ONLY: [&str; 6] = ["--devices", "auto", "--pod-devices", "auto", "--socket-lb", "none"];
+const SOON: Duration = Duration::from_secs(60);
+
+/// A client outside at node 2, a client and a server in pods of node 1, and servers on node 2.
+struct Set {
+    net: Topology,
+    home: Home,
+    client: Pod,
+    own: Pod,
+    outside: Probe,
+    pod: Probe,
+    local: Probe,
+    _far: Probe,
+}
+
+/// Where node 2's server is.
+const FAR: [&str; 2] = ["10.2.255.1", "fd00:10:2:255::1"];
+
+impl Set {
+    fn new(label: &str) -> Self {
+        let net = Topology::pair().unwrap();
+        let (node, other) = (net.node(1), net.node(2));
+        let client = node.add_pod("client", [10, 1, 1, 10].into()).unwrap();
+        let own = node.add_pod("own", [10, 1, 1, 11].into()).unwrap();
+        let far = other.probe("far").unwrap();
+        for addr in FAR {
+            other.add_address(addr.parse().unwrap()).unwrap();
+            serve(&far, "far", addr.parse().unwrap());
+        }
+        let local = own.probe("local").unwrap();
+        serve(&local, "own", own.ipv4.into());
+        serve(&local, "own", own.ipv6.into());
+        let (outside, pod) = (other.probe("outside").unwrap(), client.probe("pod").unwrap());
+        Self { home: Home::new(label).unwrap(), net, client, own, outside, pod, local, _far: far }
+    }
+
+    fn node(&self) -> &Node {
+        self.net.node(1)
+    }
+
+    /// Service `web`, behind node 2's servers, and `near`, behind the pod on node 1, each with TCP and UDP at NodePorts, a
+    /// load-balancer address and an external IP; `more` is merged into their `spec`.
+    fn apply(&self, more: &Value) {
+        let mut objects = Vec::new();
+        let node_name = &self.node().name;
+        let near = [IpAddr::from(self.own.ipv4), self.own.ipv6.into()];
+        let far = FAR.map(|addr| addr.parse().unwrap());
+        for (name, number, backends, on) in
+            [("web", 1_u8, far, "node2"), ("near", 2, near, node_name.as_str())]
+        {
+            let ips = [format!("10.0.{number}.100"), format!("fd00:10:0:{number}::100")];
+            let ports = [("tcp", "TCP", 80), ("udp", "UDP", 80)];
+            let mut object = service(name, &ips.each_ref().map(String::as_str), &ports);
+            let spec = object["spec"].as_object_mut().unwrap();
+            spec["type"] = json!("LoadBalancer");
+            for (at, port) in spec["ports"].as_array_mut().unwrap().iter_mut().enumerate() {
+                port["nodePort"] = json!(30_080 + u16::from(number));
+                port["targetPort"] = json!(8080);
+                let _ = at;
+            }
+            spec.insert(
+                "externalIPs".into(),
+                json!([format!("10.0.{number}.200"), format!("fd00:10:0:{number}::200")]),
+            );
+            spec.extend(more.as_object().unwrap().clone());
+            object["status"] = json!({"loadBalancer": {"ingress": [
+                {"ip": format!("10.0.{number}.150")}, {"ip": format!("fd00:10:0:{number}::150")},
+            ]}});
+            objects.push(object);
+            for backend in backends {
+                let family = if backend.is_ipv4() { 4 } else { 6 };
+                for (port, protocol) in [("tcp", "TCP"), ("udp", "UDP")] {
+                    let mut part =
+                        slice(&format!("{name}-{port}-{family}"), name, (port, protocol, 8080), &[backend]);
+                    part["endpoints"][0]["nodeName"] = json!(on);
+                    objects.push(part);
+                }
+            }
+        }
+        self.home.apply("services", &objects).unwrap();
+    }
+
+    fn start(&self, more: &[&str]) -> Agent {
+        Agent::start_with(self.node(), &self.home, PACKETS_ONLY.iter().chain(more)).unwrap()
+    }
+}
+
+fn serve(probe: &Probe, name: &str, addr: IpAddr) {
+    probe.serve(&Serve::tcp(name, (addr, 8080).into())).unwrap();
+    probe.serve(&Serve::udp(name, (addr, 8080).into())).unwrap();
+}
+
+/// Who answers at `to`, and whom it sees, by TCP and by UDP.
+fn asks(probe: &Probe, to: SocketAddr) -> [String; 2] {
+    [probe.tcp(&Tcp::to(to)), probe.udp(&Udp::to(to))].map(|reached| match reached {
+        Ok(reached) => {
+            let seen = reached.answer.as_ref().unwrap().client.ip().to_canonical();
+            format!("{} sees {seen}", reached.server())
+        }
+        Err(error) => error.to_string(),
+    })
+}
+
+/// Fails if anybody meets somebody else than expected.
+fn expect(cases: &[(&Probe, &str, &str, &str, IpAddr)]) {
+    let mut wrong = Vec::new();
+    for (probe, who, to, server, seen) in cases {
+        let wanted = format!("{server} sees {seen}");
+        for said in asks(probe, at(to)) {
+            if said != wanted {
+                wrong.push(format!("{who} to {to}: {said} instead of {wanted}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Devices that `lb-agent status` names, with their roles.
+fn served(home: &Home) -> Vec<String> {
+    let status = home.status().unwrap();
+    let devices = status["agent"]["devices"].as_array().unwrap();
+    let word = |device: &Value, field: &str| device[field].as_str().unwrap().to_owned();
+    devices.iter().map(|device| format!("{} {}", word(device, "name"), word(device, "role"))).collect()
+}
+
+/// MQ-3, MQ-6, MQ-7
+#[test]
+fn clients_that_no_hook_sees_reach_every_kind_of_frontend() {
+    needs_root!();
+    let set = Set::new("devices");
+    set.apply(&json!({}));
+    let agent = set.start(&["--external-ips", "on"]);
+    assert_eq!(served(&set.home), ["eth0 uplink", "pod0 pods", "pod1 pods"], "{}", set.home.log());
+    let Set { pod, outside, local, client, own, net, .. } = &set;
+    let (node, other) = (net.node(1), net.node(2));
+    let mut cases: Vec<(&Probe, &str, &str, &str, IpAddr)> = Vec::new();
+    for to in ["10.0.1.100:80", "10.0.1.150:80", "10.0.1.200:80", "192.168.50.1:30081"] {
+        cases.push((pod, "a pod", to, "far", client.ipv4.into()));
+    }
+    for to in [
+        "[fd00:10:0:1::100]:80",
+        "[fd00:10:0:1::150]:80",
+        "[fd00:10:0:1::200]:80",
+        "[fd00:192:168:50::1]:30081",
+    ] {
+        cases.push((pod, "a pod", to, "far", client.ipv6.into()));
+    }
+    for to in ["10.0.2.100:80", "10.0.2.150:80", "192.168.50.1:30082"] {
+        cases.push((pod, "a pod", to, "own", client.ipv4.into()));
+        cases.push((local, "the server", to, "own", node.ipv4.into()));
+    }
+    other
+        .netns
+        .ip("route add 10.0.0.0/16 via 192.168.50.1\nroute add fd00:10:0::/48 via fd00:192:168:50::1")
+        .unwrap();
+    for to in ["10.0.1.150:80", "10.0.1.200:80", "192.168.50.1:30081"] {
+        cases.push((outside, "outside", to, "far", node.ipv4.into()));
+    }
+    for to in ["[fd00:10:0:1::150]:80", "[fd00:192:168:50::1]:30081"] {
+        cases.push((outside, "outside", to, "far", node.ipv6.into()));
+    }
+    for to in ["10.0.2.150:80", "192.168.50.1:30082"] {
+        cases.push((outside, "outside", to, "own", other.ipv4.into()));
+    }
+    let _own = own;
+    expect(&cases);
+    agent.stop().unwrap();
+    expect(&cases[..1]);
+    let agent = set.start(&["--external-ips", "on"]);
+    expect(&cases);
+    agent.stop().unwrap();
+}
+
+/// Pods come and go, and so do uplinks.
+#[test]
+fn devices_that_come_are_served_and_those_that_go_are_forgotten() {
+    needs_root!();
+    let set = Set::new("devices-come");
+    set.apply(&json!({}));
+    let agent = set.start(&[]);
+    let late = set.node().add_pod("late", [10, 1, 1, 12].into()).unwrap();
+    let has = |count: usize| {
+        wait_for("the devices that are served", SOON, || {
+            let now = served(&set.home);
+            if now.len() == count { Ok(()) } else { Err(format!("{now:?}")) }
+        })
+        .unwrap();
+    };
+    has(4);
+    let probe = late.probe("late").unwrap();
+    expect(&[(&probe, "a late pod", "10.0.1.100:80", "far", late.ipv4.into())]);
+    drop(probe);
+    drop(late);
+    has(3);
+    let pins = std::fs::read_dir(set.home.pin_dir().join("v1/links")).unwrap();
+    let tc = pins.flatten().filter(|pin| pin.file_name().to_string_lossy().starts_with("lb_tc_")).count();
+    assert!(tc == 6 || tc == 0, "{tc} pins of links for three devices");
+    agent.stop().unwrap();
+}
+
+/// SR-2, SR-4, NE-5
+#[test]
+fn source_ranges_hold_for_packets() {
+    needs_root!();
+    let set = Set::new("devices-ranges");
+    let other = set.net.node(2);
+    other
+        .netns
+        .ip("route add 10.0.0.0/16 via 192.168.50.1\nroute add fd00:10:0::/48 via fd00:192:168:50::1")
+        .unwrap();
+    set.apply(&json!({"loadBalancerSourceRanges": ["192.168.50.2/32", "2001:db8::/64"]}));
+    let agent = set.start(&[]);
+    let Set { pod, outside, client, .. } = &set;
+    expect(&[
+        (outside, "outside", "10.0.1.150:80", "far", set.node().ipv4.into()),
+        (outside, "outside", "192.168.50.1:30081", "far", set.node().ipv4.into()),
+        (pod, "a pod", "10.0.1.100:80", "far", client.ipv4.into()),
+    ]);
+    for (probe, to) in [(outside, "[fd00:10:0:1::150]:80"), (pod, "10.0.1.150:80")] {
+        let said = probe.tcp(&Tcp::to(at(to)).timeout(Duration::from_millis(500))).unwrap_err();
+        assert_eq!(said.errno(), "TIMEOUT", "{to} is silent");
+    }
+    set.apply(&json!({"loadBalancerSourceRanges": ["10.1.1.0/24"]}));
+    wait_for("the other range", SOON, || {
+        let [tcp, _] = asks(pod, at("10.0.1.150:80"));
+        if tcp.starts_with("far") { Ok(()) } else { Err(tcp) }
+    })
+    .unwrap();
+    let said = outside.tcp(&Tcp::to(at("10.0.1.150:80")).timeout(Duration::from_millis(500))).unwrap_err();
+    assert_eq!(said.errno(), "TIMEOUT");
+    agent.stop().unwrap();
+}
+
+/// MQ-4, NE-2: who asks from outside meets the endpoints of this node, and is seen; a pod meets all.
+#[test]
+fn external_policy_local_serves_clients_outside_from_this_node() {
+    needs_root!();
+    let set = Set::new("devices-local");
+    set.apply(&json!({"externalTrafficPolicy": "Local"}));
+    let agent = set.start(&[]);
+    let Set { pod, outside, client, .. } = &set;
+    let (node, other) = (set.node(), set.net.node(2));
+    expect(&[
+        (outside, "outside", "192.168.50.1:30082", "own", other.ipv4.into()),
+        (outside, "outside", "[fd00:192:168:50::1]:30082", "own", other.ipv6.into()),
+        (pod, "a pod", "192.168.50.1:30081", "far", client.ipv4.into()),
+    ]);
+    let said =
+        outside.tcp(&Tcp::to(at("192.168.50.1:30081")).timeout(Duration::from_millis(500))).unwrap_err();
+    assert_eq!(said.errno(), "TIMEOUT", "nobody here, and others elsewhere");
+    let _ = node;
+    agent.stop().unwrap();
+}
