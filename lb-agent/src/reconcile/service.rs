@@ -413,16 +413,12 @@ fn plan_service_words(plan: &mut Plan, id: u32, now: &Service, next: &Service) {
     };
     // Who drains is known by this word alone: whoever returns to a run must be in it before, whoever leaves one after.
     let returns = now.generation == next.generation && next.draining == Draining::NONE;
-    // Clients outside use the run that clients of this node do not.
-    let [second, third] = if next.flags.has(ServiceFlags::EXTERNAL_LOCAL) {
-        [last_run, Service::FLAGS_WORD]
-    } else {
-        [Service::FLAGS_WORD, last_run]
-    };
+    // Clients outside that change from the cluster run to the local one find there, until it follows, what they had: an unused
+    // run repeats the other one.
     let order = if returns {
-        [first_run, second, third, Service::GENERATION_WORD]
+        [first_run, Service::FLAGS_WORD, last_run, Service::GENERATION_WORD]
     } else {
-        [Service::GENERATION_WORD, first_run, second, third]
+        [Service::GENERATION_WORD, first_run, Service::FLAGS_WORD, last_run]
     };
     for at in order {
         if old[at] != new[at] {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use lb_agent::compile::{Frontend, FrontendKind, Policies, PortEntries, PortKey, Target};
 use lb_agent::model::{Family, Protocol, ServiceName};
 use lb_agent::reconcile::Desired;
@@ -190,10 +191,10 @@ impl Service {
                         internal_local: port.internal_local,
                         external_local: port.external_local,
                         has_any: port.cluster != 0,
-                        restricted: port.terminating & 1 != 0,
+                        restricted: port.terminating & 1 != 0 && port.terminating & 0xe != 0,
                         host_allowed: false,
                     },
-                    ranges: Vec::new(),
+                    ranges: port.ranges(family),
                     affinity_s: port.affinity_s,
                 });
             }
@@ -231,6 +232,19 @@ impl Port {
     fn draining(&self, family: Family) -> Vec<SocketAddr> {
         let bits = if self.is_udp { !self.cluster & !self.local & 0x55 } else { 0 };
         self.targets(bits, family).into_iter().map(|target| target.at).collect()
+    }
+
+    /// Up to three source ranges.
+    fn ranges(&self, family: Family) -> Vec<IpNet> {
+        let bits = if self.terminating & 1 != 0 { self.terminating >> 1 & 7 } else { 0 };
+        let range = |bit: u8| {
+            let addr = addr(family, [198, 51, bit, 0]);
+            IpNet::new(addr, if addr.is_ipv4() { 24 } else { 112 }).unwrap().trunc()
+        };
+        let mut ranges: Vec<IpNet> = (0..3).filter(|bit| bits & (1 << bit) != 0).map(range).collect();
+        ranges.sort_unstable();
+        ranges.dedup();
+        ranges
     }
 
     fn targets(&self, bits: u8, family: Family) -> Vec<Target> {
