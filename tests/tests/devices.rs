@@ -211,6 +211,24 @@ fn devices_that_come_are_served_and_those_that_go_are_forgotten() {
     agent.stop().unwrap();
 }
 
+/// Whatever holds the programs at devices.
+#[test]
+fn cleanup_takes_the_programs_off() {
+    needs_root!();
+    let set = Set::new("devices-cleanup");
+    set.apply(&json!({}));
+    let agent = set.start(&[]);
+    let to = at("10.0.1.100:80");
+    expect(&[(&set.pod, "a pod", "10.0.1.100:80", "far", set.client.ipv4.into())]);
+    agent.stop().unwrap();
+    expect(&[(&set.pod, "a pod", "10.0.1.100:80", "far", set.client.ipv4.into())]);
+    let mut cleanup = set.node().command(lb_tests::binary("lb-agent").unwrap());
+    let done = cleanup.arg("cleanup").arg("--pin-dir").arg(set.home.pin_dir()).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+    let said = set.pod.tcp(&Tcp::to(to).timeout(Duration::from_millis(500))).unwrap_err();
+    assert_eq!(said.errno(), "TIMEOUT", "{done:?}");
+}
+
 /// SR-2, SR-4, NE-5
 #[test]
 fn source_ranges_hold_for_packets() {
