@@ -172,6 +172,12 @@ pub struct PacketArgs {
         num_args = 0..=1, default_missing_value = "true", value_name = "BOOL"
     )]
     pub masquerade_all: bool,
+    /// Serve cluster IPs to clients outside of the cluster too, whose packets reach this node because a route leads here.
+    #[arg(
+        long, env = "LB_EXTERNAL_CLUSTER_IP", default_value_t = false, action = clap::ArgAction::Set,
+        num_args = 0..=1, default_missing_value = "true", value_name = "BOOL"
+    )]
+    pub external_cluster_ip: bool,
 }
 
 /// Options of the packet path, checked.
@@ -181,6 +187,8 @@ pub struct PacketOptions {
     pub devices: DeviceOptions,
     /// `--masquerade-all`
     pub masquerade_all: bool,
+    /// `--external-cluster-ip`
+    pub external_cluster_ip: bool,
 }
 
 /// Where packets are served.
@@ -252,14 +260,17 @@ impl PacketArgs {
         };
         let devices =
             DeviceOptions { uplinks: self.devices.clone(), pods: self.pod_devices.clone(), detect_local };
-        Ok(PacketOptions { devices, masquerade_all: self.masquerade_all })
+        let Self { masquerade_all, external_cluster_ip, .. } = *self;
+        Ok(PacketOptions { devices, masquerade_all, external_cluster_ip })
     }
 }
 
 impl PacketOptions {
     /// The same as programs have it.
     pub const fn bits(&self) -> PacketLb {
-        if self.masquerade_all { PacketLb::MASQUERADE_ALL } else { PacketLb { bits: 0 } }
+        let all = if self.masquerade_all { PacketLb::MASQUERADE_ALL.bits } else { 0 };
+        let outside = if self.external_cluster_ip { PacketLb::EXTERNAL_CLUSTER_IP.bits } else { 0 };
+        PacketLb { bits: all | outside }
     }
 }
 
@@ -272,6 +283,7 @@ impl fmt::Display for PacketOptions {
             DetectLocal::BridgeInterface(name) => write!(f, "pods are behind interface {name}")?,
             DetectLocal::InterfaceNamePrefix(prefix) => write!(f, "pods are behind interfaces {prefix}*")?,
         }
-        f.write_str(if self.masquerade_all { ", everything is masqueraded" } else { "" })
+        f.write_str(if self.masquerade_all { ", everything is masqueraded" } else { "" })?;
+        f.write_str(if self.external_cluster_ip { ", cluster IPs are served to clients outside" } else { "" })
     }
 }

@@ -144,10 +144,8 @@ fn attach_filter(loaded: &mut SchedClassifier, device: &str, program: &'static s
     if replace_filter(loaded, device, program).is_ok() {
         return Ok(());
     }
-    match tc::qdisc_add_clsact(device) {
-        Ok(()) | Err(AyaError::AlreadyAttached) => {}
-        Err(error) => return Err(failed(error.into())),
-    }
+    // It may be there already. Where there is none, the filter cannot be added either, and that says why.
+    drop(tc::qdisc_add_clsact(device));
     let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
     let id = loaded
         .attach_with_options(device, side(program), TcAttachOptions::Netlink(options))

@@ -313,13 +313,13 @@ impl World {
         objects
     }
 
-    /// All destinations of both clients.
+    /// All destinations of all clients.
     fn questions(&self) -> Vec<Question> {
         let of = |client| {
-            let targets = targets(&self.services, client == Client::Node).into_iter();
+            let targets = targets(&self.services, client).into_iter();
             targets.map(move |target| Question { client, target, backends: self.most_backends(&target) })
         };
-        of(Client::Pod).chain(of(Client::Node)).collect()
+        Client::ALL.into_iter().flat_map(of).collect()
     }
 
     /// How many backends there may be at `target`.
