@@ -113,6 +113,7 @@ pub struct Metrics {
     notices: Gauge,
     contested: Gauge,
     left_out: Gauge,
+    leftovers: Gauge,
     probes: [Labelled<Labels<1>, Counter>; 3],
     health_servers: Labelled<Labels<1>, Gauge>,
     events: Labelled<Labels<1>, Counter>,
@@ -181,6 +182,7 @@ impl Metrics {
             notices: Gauge::default(),
             contested: Gauge::default(),
             left_out: Gauge::default(),
+            leftovers: Gauge::default(),
             probes: [Labelled::default(), Labelled::default(), Labelled::default()],
             health_servers: Labelled::default(),
             events: Labelled::default(),
@@ -332,6 +334,12 @@ impl Metrics {
             "Service ports that are not programmed because a map is full",
             &self.left_out,
         );
+        to.add(
+            "kube_proxy_leftovers",
+            "Tables of iptables and nftables, ip sets and interfaces with something of a kube-proxy's; lb-agent status names them. Looked for at \
+             the start, and each half minute or less often while there are some",
+            &self.leftovers,
+        );
     }
 
     fn register_answers(&self, to: &mut Registrar<'_>) {
@@ -481,6 +489,11 @@ impl Metrics {
         for (state, sockets) in [("listening", listening), ("failed", failed)] {
             self.health_servers.get_or_create(&[("state", state)]).set(count(sockets));
         }
+    }
+
+    /// Places where a kube-proxy has left something.
+    pub fn set_leftovers(&self, places: usize) {
+        self.leftovers.set(count(places));
     }
 
     /// What became of an Event.
