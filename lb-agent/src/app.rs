@@ -28,6 +28,7 @@ use crate::{
     datapath::{addresses::NodePortOptions, devices, host, load::Switches},
     healer::Healer,
     k8s::{self, Access, Interest, manifests::Problem},
+    leftovers,
     maps::pin::PinDir,
     model::Event,
     observe::{
@@ -156,6 +157,7 @@ async fn supervise(args: &RunArgs, configz: String, settings: Settings, pins: Pi
     let _collector = Collector::start(&args.pins.pin_dir, move |round| metrics.collected(&round))
         .context("cannot start the thread that collects flows")?;
     observe::start(&args.observe, configz, &outlets, &stop)?;
+    let leftovers = leftovers::watch::start(Arc::clone(&outlets.metrics)).context("cannot start a thread")?;
     let mailbox = Mailbox { messages, sender: sender.downgrade() };
     let owner = Owner::new(settings, pins, healer, outlets.clone(), mailbox);
     let (ended, mut end) = tokio::sync::oneshot::channel();
@@ -169,7 +171,8 @@ async fn supervise(args: &RunArgs, configz: String, settings: Settings, pins: Pi
     let (report, problems) = watch::channel(Vec::new());
     let to_owner = ToOwner { sender: sender.clone(), outlets, notes };
     tokio::spawn(source(args, node, to_owner, report, stop.clone()).await?);
-    let sources = Sources { owner: sender.clone(), problems, pin_dir: args.pins.pin_dir.as_path().into() };
+    let pin_dir = args.pins.pin_dir.as_path().into();
+    let sources = Sources { owner: sender.clone(), problems, leftovers, pin_dir };
     tokio::spawn(server.run(sources, stop.clone()));
 
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;

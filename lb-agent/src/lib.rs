@@ -18,6 +18,7 @@ pub mod datapath;
 mod hash;
 pub mod healer;
 pub mod k8s;
+pub mod leftovers;
 pub mod maps;
 pub mod model;
 pub mod observe;

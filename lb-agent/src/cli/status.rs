@@ -175,12 +175,13 @@ fn render(overview: &Overview) -> String {
     if !overview.maps.is_empty() {
         parts.extend([map_table(&overview.maps), reason_table(&overview.reasons)]);
     }
-    if let Some(Status { report, problems, .. }) = &overview.agent {
+    if let Some(Status { report, problems, kube_proxy, .. }) = &overview.agent {
         let left_alone: Vec<String> = report
             .left_alone
             .iter()
             .map(|left| format!("{}  {}  {}", left.service, left.address, left.interface))
             .collect();
+        let leftovers: Vec<String> = kube_proxy.leftovers.iter().map(ToString::to_string).collect();
         let sections = [
             section("manifests that cannot be used", problems),
             section("fields that cannot be used", &report.notices),
@@ -188,6 +189,11 @@ fn render(overview: &Overview) -> String {
             section("service ports that are not programmed", &report.left_out),
             section("cluster IPs on an interface of this node, left alone", &left_alone),
             section("node port addresses that serve nothing", &report.idle_node_port_addresses),
+            section(
+                "left by a kube-proxy, whose rules packets meet first: see `lb-agent cleanup --kube-proxy`",
+                &leftovers,
+            ),
+            section("not looked at for what a kube-proxy may have left", &kube_proxy.unseen),
         ];
         parts.extend(sections.into_iter().flatten());
     }

@@ -123,6 +123,7 @@ pub struct Metrics {
     notices: Gauge,
     contested: Gauge,
     left_out: Gauge,
+    leftovers: Gauge,
     probes: [Labelled<Labels<1>, Counter>; 3],
     health_servers: Labelled<Labels<1>, Gauge>,
     events: Labelled<Labels<1>, Counter>,
@@ -192,6 +193,7 @@ impl Metrics {
             notices: Gauge::default(),
             contested: Gauge::default(),
             left_out: Gauge::default(),
+            leftovers: Gauge::default(),
             probes: [Labelled::default(), Labelled::default(), Labelled::default()],
             health_servers: Labelled::default(),
             events: Labelled::default(),
@@ -343,6 +345,12 @@ impl Metrics {
             "left_out_service_ports",
             "Service ports that are not programmed because a map is full",
             &self.left_out,
+        );
+        to.add(
+            "kube_proxy_leftovers",
+            "Tables of iptables and nftables, ip sets and interfaces with something of a kube-proxy's; lb-agent status names them. Looked for at \
+             the start, and each half minute or less often while there are some",
+            &self.leftovers,
         );
     }
 
@@ -507,6 +515,11 @@ impl Metrics {
         for (state, sockets) in [("listening", listening), ("failed", failed)] {
             self.health_servers.get_or_create(&[("state", state)]).set(count(sockets));
         }
+    }
+
+    /// Places where a kube-proxy has left something.
+    pub fn set_leftovers(&self, places: usize) {
+        self.leftovers.set(count(places));
     }
 
     /// What became of an Event.
