@@ -88,6 +88,9 @@ impl PacketLb {
     pub const EXTERNAL_CLUSTER_IP: Self = Self { bits: 1 };
     /// No backend sees a client's address (MQ-1).
     pub const MASQUERADE_ALL: Self = Self { bits: 2 };
+    /// Some Service has [`ServiceFlags::MAGLEV`](super::ServiceFlags::MAGLEV): a segment in the middle of a connection may open a
+    /// flow. Without it no program looks whose such a segment is.
+    pub const MAGLEV: Self = Self { bits: 4 };
 
     /// Whether every bit of `other` is set.
     pub const fn has(self, other: Self) -> bool {
@@ -126,6 +129,8 @@ impl Config {
     pub const WORDS: usize = 3;
     /// The word of [`Config::netns_entries`], which the agent does not store.
     pub const NETNS_WORD: usize = 1;
+    /// The word of [`Config::packets`] and [`Config::masquerade_ports`].
+    pub const PACKETS_WORD: usize = 2;
     /// No NodePort, nobody served: what an empty map means.
     pub const OFF: Self = Self {
         node_port_min: 0,

@@ -7,7 +7,7 @@ use crate::{
         FrontendKey, FrontendKind, L4Addr, Opened, PacketLb, Proto, Reason, ServiceFlags,
     },
     datapath::{
-        select::{Served, choose},
+        select::{Algorithm, Served, choose},
         tables::owned_frontend,
     },
 };
@@ -158,7 +158,8 @@ fn served<A: FlowAddr, W: Flows<A>>(
         world.count(Reason::RefusedPacket);
         return Err(Verdict::Refuse);
     }
-    Ok(Served { service, client: Client::of_addr(client), run, affinity_s, member })
+    let algorithm = Algorithm::of_packet(flags, packet.key.from(), packet.key.to(), packet.key.proto);
+    Ok(Served { service, client: Client::of_addr(client), run, affinity_s, algorithm, member })
 }
 
 /// Gives [`Work::after`], the packet on its way to the backend, the source that the backend is to see: an address of this node, or the
