@@ -8,7 +8,7 @@ use lb_agent::maps::memory::{Capacities, MemMaps};
 use lb_tests::scenario::{Played, Story, play, read_all};
 
 const CAPACITIES: Capacities =
-    Capacities { frontends: 64, addresses: 16, services: 32, slots: 64, backends: 64, affinity: 1 };
+    Capacities { frontends: 64, addresses: 16, services: 32, slots: 4096, backends: 64, affinity: 1 };
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios")

@@ -35,12 +35,14 @@ use std::{
     mem,
 };
 
-use lb_common::abi::{Addr, Address, Config, FrontendKey, L4Addr, SocketLb, Words as _, maps, meta};
+use lb_common::abi::{
+    Addr, Address, Config, FrontendKey, L4Addr, PacketLb, ServiceFlags, SocketLb, Words as _, maps, meta,
+};
 
 use crate::{
     compile::{PortEntries, PortKey},
     hash::HashMap,
-    maps::{MapError, Maps},
+    maps::{MapError, Maps, read},
     model::ServiceName,
 };
 use frontends::Frontends;
@@ -142,6 +144,8 @@ pub struct Reconciler {
     /// full.
     promised: BTreeSet<ServiceName>,
     socket_lb: SocketLb,
+    /// Services with [`ServiceFlags::MAGLEV`].
+    maglev: BTreeSet<u32>,
     /// See [`Outcome::opened_udp`]; until an outcome says it, which a failed pass does not have.
     opened_udp: bool,
     /// See [`Reconciler::take_gone`].
@@ -302,6 +306,7 @@ impl Reconciler {
     fn perform(&mut self, pass: &mut Pass) -> Result<(), MapError> {
         self.plan_node_ports(pass.node_ports, &mut pass.plan);
         pass.node_ports = self.frontends.node_port_range();
+        self.plan_maglev(&mut pass.plan);
         if !pass.plan.is_empty() {
             self.write(|maps| {
                 pass.plan.apply(maps)?;
@@ -340,7 +345,35 @@ impl Reconciler {
         }
     }
 
-    /// The word of `lb_config` that the agent owns.
+    /// Notes the flags of a service.
+    fn note_maglev(&mut self, id: u32, flags: ServiceFlags) {
+        if flags.has(ServiceFlags::MAGLEV) {
+            self.maglev.insert(id);
+        } else {
+            self.maglev.remove(&id);
+        }
+    }
+
+    /// Says to programs whether any Service is hashed. No order matters: whoever has not heard of it leaves a segment alone, as one
+    /// that comes before the Service itself.
+    fn plan_maglev(&self, plan: &mut Plan) {
+        let (at, word) = (Config::PACKETS_WORD, self.packets_word());
+        if self.maps.config.load(at) != word {
+            plan.word(Phase::Switches, ArrayId::Config, at, word);
+        }
+    }
+
+    /// The word of `lb_config` that says how packets are served.
+    fn packets_word(&self) -> u64 {
+        let mut config: Config = read(&*self.maps.config, 0);
+        config.packets = config.packets.without(PacketLb::MAGLEV);
+        if !self.maglev.is_empty() {
+            config.packets = config.packets.with(PacketLb::MAGLEV);
+        }
+        config.to_words()[Config::PACKETS_WORD]
+    }
+
+    /// The word of `lb_config` that holds NodePorts and sockets.
     fn config_word(&self, node_ports: Option<(u16, u16)>) -> u64 {
         let (node_port_min, node_port_max) = node_ports.unwrap_or((0, 0));
         let [word, ..] =

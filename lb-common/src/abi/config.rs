@@ -102,6 +102,12 @@ impl PacketLb {
     pub const fn with(self, other: Self) -> Self {
         Self { bits: self.bits | other.bits }
     }
+
+    /// Without the bits of `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self { bits: self.bits & !other.bits }
+    }
 }
 
 /// Value of `lb_config`.

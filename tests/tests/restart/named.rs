@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_agent::compile::{Frontend, FrontendKind, Policies, PortEntries, PortKey, Target};
-use lb_agent::model::{Family, Protocol, ServiceName};
+use lb_agent::model::{Algorithm, Family, Protocol, ServiceName};
 use lb_agent::reconcile::Desired;
 use lb_common::abi::{FrontendKey, L4Addr, Proto};
 
@@ -49,6 +49,7 @@ impl Named {
             draining: Vec::new(),
             policies: Policies { has_any: endpoints != 0, ..Policies::default() },
             affinity_s: 0,
+            algorithm: Algorithm::Random,
         });
         self
     }
