@@ -205,8 +205,7 @@ impl Served {
         if !service.flags.has(ServiceFlags::MAGLEV) {
             return run.count;
         }
-        let backends: BTreeSet<u32> =
-            slots_of(&*self.slots, run).map(|slot| slot.backend.index).collect();
+        let backends: BTreeSet<u32> = slots_of(&*self.slots, run).map(|slot| slot.backend.index).collect();
         u16::try_from(backends.len()).unwrap_or(u16::MAX)
     }
 

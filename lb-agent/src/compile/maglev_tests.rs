@@ -68,7 +68,10 @@ fn few_slots_of_the_others_change_hands_when_one_goes() {
         [(3, 1.2), (10, 6.4), (20, 3.0), (100, 3.0), (163, 3.5), (200, 1.6), (500, 1.9), (1000, 1.3)];
     for (count, bound) in bounds {
         let (mean, most) = moved(count, count.min(10));
-        println!("{count} endpoints, {} slots: {mean:.2} % on average, {most:.2} % at most", size(count as usize));
+        println!(
+            "{count} endpoints, {} slots: {mean:.2} % on average, {most:.2} % at most",
+            size(count as usize)
+        );
         assert!(most <= bound, "{count}: {most}");
     }
 }
@@ -76,7 +79,10 @@ fn few_slots_of_the_others_change_hands_when_one_goes() {
 /// Which step a table has decides who has its slots: what passes a step moves nearly all.
 #[test]
 fn sizes_are_primes_that_fill_a_region_and_grow_in_steps() {
-    assert_eq!([0, 1, 2, 10, 11, 163, 164, 65_521].map(size), [0, 1, 1021, 1021, 16_381, 16_381, 65_521, 65_521]);
+    assert_eq!(
+        [0, 1, 2, 10, 11, 163, 164, 65_521].map(size),
+        [0, 1, 1021, 1021, 16_381, 16_381, 65_521, 65_521]
+    );
     for size in [1021_u32, 16_381, 65_521] {
         assert!((2..size).take_while(|factor| factor * factor <= size).all(|factor| size % factor != 0));
         assert!(f64::from(size) > 0.99 * f64::from(size.next_power_of_two()), "{size} wastes no memory");

@@ -15,7 +15,8 @@ use super::{Refused, node, service, slice};
 use crate::compile::FrontendKind;
 use crate::compile::compile;
 use crate::model::{
-    Algorithm, Change, ClusterState, Event, Family, Names, Node, NodeContext, Service, ServiceType, Slice, TrafficPolicy,
+    Algorithm, Change, ClusterState, Event, Family, Names, Node, NodeContext, Service, ServiceType, Slice,
+    TrafficPolicy,
 };
 
 fn read_service(object: Value) -> Service {
@@ -521,8 +522,18 @@ fn ranges_of_a_service_cidr_that_are_none_are_named() {
 #[case::random("random", Some(Algorithm::Random), None)]
 #[case::maglev("maglev", Some(Algorithm::Maglev), None)]
 #[case::round_robin("round-robin", Some(Algorithm::RoundRobin), None)]
-#[case::unknown("Maglev", None, Some("\"Maglev\" is no algorithm, the default of this node is used; write random, maglev or round-robin"))]
-#[case::empty("", None, Some("\"\" is no algorithm, the default of this node is used; write random, maglev or round-robin"))]
+#[case::unknown(
+    "Maglev",
+    None,
+    Some(
+        "\"Maglev\" is no algorithm, the default of this node is used; write random, maglev or round-robin"
+    )
+)]
+#[case::empty(
+    "",
+    None,
+    Some("\"\" is no algorithm, the default of this node is used; write random, maglev or round-robin")
+)]
 fn the_annotation_names_an_algorithm(
     #[case] word: &str,
     #[case] want: Option<Algorithm>,

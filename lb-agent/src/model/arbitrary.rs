@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::{
-    Algorithm, ClusterIps, Conditions, EndpointFacts, Family, Name, Node, Protocol, Service, ServiceName, ServicePort,
-    ServiceType, Slice, SliceBuilder, SliceName, SlicePort, TrafficPolicy,
+    Algorithm, ClusterIps, Conditions, EndpointFacts, Family, Name, Node, Protocol, Service, ServiceName,
+    ServicePort, ServiceType, Slice, SliceBuilder, SliceName, SlicePort, TrafficPolicy,
 };
 
 /// The node that the tests run on.

@@ -2,12 +2,7 @@
 
 use lb_common::abi::maps::MIN_ENTRIES;
 
-use crate::{
-    compile::PortEntries,
-    maps::memory::Capacities,
-    model::ClusterState,
-    reconcile::NoRoom,
-};
+use crate::{compile::PortEntries, maps::memory::Capacities, model::ClusterState, reconcile::NoRoom};
 
 /// Entries of each map, counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

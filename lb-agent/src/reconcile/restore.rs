@@ -67,8 +67,7 @@ impl Reconciler {
         self.frontends = found.read_frontends(maps)?;
         let mut ids: Vec<u32> = self.frontends.ids().collect();
         ids.sort_unstable();
-        let is_maglev =
-            |id: &u32| read::<_, Service>(&*maps.services, *id).flags.has(ServiceFlags::MAGLEV);
+        let is_maglev = |id: &u32| read::<_, Service>(&*maps.services, *id).flags.has(ServiceFlags::MAGLEV);
         self.maglev = ids.iter().copied().filter(is_maglev).collect();
         for id in ids {
             let is_v4 = found.keep_one_family(&mut self.frontends, id);

@@ -441,6 +441,8 @@ pub(super) fn cleared_service(id: u32, now: &Service) -> impl Iterator<Item = Wr
 }
 
 #[cfg(test)]
+mod algorithms;
+#[cfg(test)]
 mod opened;
 #[cfg(test)]
 mod tests;

@@ -115,7 +115,14 @@ fn table(text: &mut String, array: &dyn Array, run: Run) -> Result<()> {
         *shares.entry(slot).or_default() += 1;
     }
     for (slot, share) in shares {
-        writeln!(text, "SHARE {}+{} {share:<5} {:<18} {}", run.base, run.count, slot.at(), slot.backend.index)?;
+        writeln!(
+            text,
+            "SHARE {}+{} {share:<5} {:<18} {}",
+            run.base,
+            run.count,
+            slot.at(),
+            slot.backend.index
+        )?;
     }
     let first: Vec<String> = slots(array, run).take(16).map(|slot| slot.backend.index.to_string()).collect();
     writeln!(text, "TABLE {}+{} begins {}", run.base, run.count, first.join(" "))?;
