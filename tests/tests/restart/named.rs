@@ -54,6 +54,14 @@ impl Named {
         self
     }
 
+    /// Another algorithm for all ports.
+    pub(crate) fn by(mut self, algorithm: Algorithm) -> Self {
+        for port in &mut self.0.ports {
+            port.algorithm = algorithm;
+        }
+        self
+    }
+
     /// For the reconciler.
     pub(crate) fn desired(&self) -> Desired {
         self.0.clone()
