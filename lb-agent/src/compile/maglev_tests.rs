@@ -23,6 +23,10 @@ fn owners(targets: &[Target]) -> Vec<SocketAddr> {
     table(targets).into_iter().map(|index| targets[usize::from(index)].at).collect()
 }
 
+fn number(count: usize) -> f64 {
+    f64::from(u32::try_from(count).unwrap())
+}
+
 fn shares(targets: &[Target]) -> BTreeMap<SocketAddr, usize> {
     let mut shares = BTreeMap::new();
     for owner in owners(targets) {
@@ -39,8 +43,8 @@ fn everybody_has_as_many_slots_as_everybody_else_but_for_one() {
         assert_eq!(shares.len(), count as usize, "everybody has one");
         let (least, most) = (shares.values().min().unwrap(), shares.values().max().unwrap());
         assert!(most - least <= 1, "{count}: {least} to {most}");
-        let mean = size(count as usize) as f64 / f64::from(count);
-        let over = *most as f64 / mean;
+        let mean = number(size(count as usize)) / f64::from(count);
+        let over = number(*most) / mean;
         println!("{count} endpoints, {} slots: max/mean {over:.4}", size(count as usize));
         assert!(over <= 1.01 || count > 655, "{count}: {over}");
     }
@@ -50,12 +54,12 @@ fn everybody_has_as_many_slots_as_everybody_else_but_for_one() {
 fn moved(count: u32, tries: u32) -> (f64, f64) {
     let all = pods(count);
     let before = owners(&all);
-    let moved = (0..tries).map(|number| {
-        let gone = (number * count / tries) as usize;
+    let moved = (0..tries).map(|one| {
+        let gone = (one * count / tries) as usize;
         let rest: Vec<Target> =
             all.iter().enumerate().filter(|(index, _)| *index != gone).map(|(_, target)| *target).collect();
         let kept = || before.iter().zip(owners(&rest)).filter(|(before, _)| **before != all[gone].at);
-        kept().filter(|(before, after)| *before != after).count() as f64 * 100.0 / kept().count() as f64
+        number(kept().filter(|(before, after)| *before != after).count()) * 100.0 / number(kept().count())
     });
     let moved: Vec<f64> = moved.collect();
     (moved.iter().sum::<f64>() / f64::from(tries), moved.iter().copied().fold(0.0, f64::max))

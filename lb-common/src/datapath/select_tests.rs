@@ -9,7 +9,7 @@ use super::{
     sock_tests::{POD, at, word, world},
 };
 use crate::{
-    abi::{FrontendKind, Proto, Service, ServiceFlags, ServiceId, Turn},
+    abi::{FrontendKind, Proto, Run, Service, ServiceFlags, ServiceId, Turn},
     host::{MemSocket, MemTables},
 };
 
@@ -108,12 +108,13 @@ fn the_number_of_two_ends_stays_as_it_is() {
 /// what differs, over what is expected, has a mean of the number of slots (chi-square), and a deviation of 45 for 1021.
 #[test]
 fn packets_are_spread_evenly() {
-    const SLOTS: u64 = 1021;
+    const SLOTS: u16 = 1021;
     const ENDS: u32 = 64 * SLOTS as u32;
+    let run = Run { base: 0, count: SLOTS, generation: 0 };
     let to = at("203.0.113.1:80");
     for (what, clients) in [("ports", 2), ("clients", ENDS / 4)] {
         for v6 in [false, true] {
-            let mut slots = std::vec![0_u32; SLOTS as usize];
+            let mut slots = std::vec![0_u32; usize::from(SLOTS)];
             for end in 0..ENDS {
                 let (client, port) = (end % clients, 1024 + end / clients);
                 let client = if v6 {
@@ -124,10 +125,10 @@ fn packets_are_spread_evenly() {
                 };
                 let from: SocketAddr = client.parse().unwrap();
                 let number = spread(from.into(), to, Proto::TCP);
-                slots[(u64::from(number) * SLOTS >> 32) as usize] += 1;
+                slots[run.pick(number).unwrap() as usize] += 1;
             }
             let squares: f64 = slots.iter().map(|count| (f64::from(*count) - 64.0).powi(2) / 64.0).sum();
-            assert!((SLOTS as f64 - squares).abs() < 5.0 * 45.0, "{what}, IPv6 {v6}: {squares}");
+            assert!((f64::from(SLOTS) - squares).abs() < 5.0 * 45.0, "{what}, IPv6 {v6}: {squares}");
         }
     }
 }

@@ -30,28 +30,7 @@ pub fn dump(driver: &Driver) -> Result<String> {
         };
         writeln!(text, "FE   {at:<24} {kind:<12} {}", value.service.index)?;
     }
-    let mut used: BTreeMap<u32, Slot> = BTreeMap::new();
-    let mut tables = Vec::new();
-    for (id, port) in reconciler.programmed() {
-        let service: Service = read(&*maps.services, id);
-        let name = format!("{} {:?} {} {}", port.service, port.port, port.protocol, port.family);
-        writeln!(text, "SVC  {id:<3} {name:<36} {}", runs(&service))?;
-        for run in [service.cluster, service.local] {
-            if service.flags.has(ServiceFlags::MAGLEV) && run.count > 1 {
-                tables.push(run);
-            } else {
-                used.extend((run.base..).zip(slots(&*maps.slots, run)));
-            }
-        }
-    }
-    for (index, slot) in used {
-        writeln!(text, "SLOT {index:<3} {:<24} {}", slot.at(), slot.backend.index)?;
-    }
-    tables.sort_unstable();
-    tables.dedup_by_key(|run| run.base);
-    for run in tables {
-        table(&mut text, &*maps.slots, run)?;
-    }
+    services(&mut text, driver)?;
     for id in 0..maps.backends.entries(1) {
         backend(&mut text, &*maps.backends, id)?;
     }
@@ -79,6 +58,34 @@ pub fn dump(driver: &Driver) -> Result<String> {
         writeln!(text, "OUT  {} {:?}: {no_room}", port.service, port.port)?;
     }
     Ok(text)
+}
+
+/// Services with their ports, and who has which slot of their runs.
+fn services(text: &mut String, driver: &Driver) -> Result<()> {
+    let maps = driver.reconciler.maps();
+    let mut used: BTreeMap<u32, Slot> = BTreeMap::new();
+    let mut tables = Vec::new();
+    for (id, port) in driver.reconciler.programmed() {
+        let service: Service = read(&*maps.services, id);
+        let name = format!("{} {:?} {} {}", port.service, port.port, port.protocol, port.family);
+        writeln!(text, "SVC  {id:<3} {name:<36} {}", runs(&service))?;
+        for run in [service.cluster, service.local] {
+            if service.flags.has(ServiceFlags::MAGLEV) && run.count > 1 {
+                tables.push(run);
+            } else {
+                used.extend((run.base..).zip(slots(&*maps.slots, run)));
+            }
+        }
+    }
+    for (index, slot) in used {
+        writeln!(text, "SLOT {index:<3} {:<24} {}", slot.at(), slot.backend.index)?;
+    }
+    tables.sort_unstable();
+    tables.dedup_by_key(|run| run.base);
+    for run in tables {
+        table(text, &*maps.slots, run)?;
+    }
+    Ok(())
 }
 
 /// Runs, policy and affinity of a service. An unused run repeats the used one.
