@@ -9,27 +9,29 @@ use crate::{
 
 /// How a backend is chosen that no affinity names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Algorithm {
-    /// Uniformly at random (SA-10).
-    Random,
-    /// By turns on each CPU.
-    RoundRobin,
-    /// By this number, [`spread()`] over the run: where that is a Maglev table, all nodes agree.
-    Hash(u32),
+pub struct Algorithm {
+    /// [`ServiceFlags::ROUND_ROBIN`]: by turns on each CPU. [`ServiceFlags::MAGLEV`]: by the number. Else uniformly at random (SA-10).
+    flags: ServiceFlags,
+    /// [`spread()`] of the packet, over the run: where that is a Maglev table, all nodes agree.
+    number: u32,
 }
 
 impl Algorithm {
+    /// At random.
+    pub const RANDOM: Self = Self { flags: ServiceFlags { bits: 0 }, number: 0 };
+
     /// That of a socket, which has no source port yet: Maglev is random.
     #[inline(always)]
     pub const fn of_socket(flags: ServiceFlags) -> Self {
-        if flags.has(ServiceFlags::ROUND_ROBIN) { Self::RoundRobin } else { Self::Random }
+        let bits = flags.bits & ServiceFlags::ROUND_ROBIN.bits;
+        Self { flags: ServiceFlags { bits }, number: 0 }
     }
 
     /// That of a packet that `from` sends `to` a frontend.
     #[inline(always)]
     pub const fn of_packet(flags: ServiceFlags, from: L4Addr, to: L4Addr, proto: Proto) -> Self {
         if flags.has(ServiceFlags::MAGLEV) {
-            Self::Hash(spread(from, to, proto))
+            Self { flags: ServiceFlags::MAGLEV, number: spread(from, to, proto) }
         } else {
             Self::of_socket(flags)
         }
@@ -103,10 +105,15 @@ pub fn choose<T: Tables>(tables: &T, served: &Served, room: &mut Room) -> Option
 #[inline(always)]
 fn anew<T: Tables>(tables: &T, served: &Served) -> Option<Chosen> {
     let run = served.run;
-    let index = match served.algorithm {
-        Algorithm::Random => run.pick(tables.random()),
-        Algorithm::RoundRobin => run.turn(tables.turn(served.service)),
-        Algorithm::Hash(number) => run.pick(number),
+    let Algorithm { flags, number } = served.algorithm;
+    // Asked here: LLVM would ask where the flags are read, and a verifier would walk through all between once for each answer.
+    let flags = ServiceFlags { bits: core::hint::black_box(flags.bits) };
+    let index = if flags.has(ServiceFlags::MAGLEV) {
+        run.pick(number)
+    } else if flags.has(ServiceFlags::ROUND_ROBIN) {
+        run.turn(tables.turn(served.service))
+    } else {
+        run.pick(tables.random())
     }?;
     let slot = tables.slot(index);
     if slot.is_none() {

