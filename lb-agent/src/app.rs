@@ -227,6 +227,7 @@ async fn source(
         own_node: Arc::clone(&node),
         proxy_name: args.select.service_proxy_name.as_str().into(),
         external_ips: args.select.external_ips == OnOff::On,
+        algorithm: args.algorithm,
     });
     if let Some(folder) = args.manifests.clone() {
         let source = k8s::manifests::run(folder, interest, events, problems, stop);

@@ -10,7 +10,7 @@ use crate::{
     abi::{
         Addr, Addr4, Address, Affinity, AffinityKey, Backend, BackendId, Config, Device, Flow, FlowAddr,
         FlowKey, FlowState, Frontend, FrontendKey, L4Addr, Netns, Reason, Run, Service, ServiceFlags,
-        ServiceId, Slot, SockTcp, SockUdp, UdpPeer,
+        ServiceId, Slot, SockTcp, SockUdp, Turn, UdpPeer,
     },
     datapath::{
         packet::{
@@ -48,6 +48,8 @@ pub struct MemTables {
     pub now_ms: Cell<u64>,
     /// What [`Tables::random`] returns, last one first.
     pub random: RefCell<Vec<u32>>,
+    /// `lb_turns` of the one CPU
+    pub turns: RefCell<BTreeMap<u32, Turn>>,
     /// `lb_reasons`
     pub counts: RefCell<BTreeMap<Reason, u64>>,
     /// Frontends that the next look-ups return instead of the right one, last one first.
@@ -288,6 +290,14 @@ impl Tables for MemTables {
 
     fn random(&self) -> u32 {
         self.random.borrow_mut().pop().unwrap_or(0)
+    }
+
+    fn turn(&self, service: ServiceId) -> u32 {
+        let mut turns = self.turns.borrow_mut();
+        let entry = turns.entry(Turn::index(service)).or_default();
+        let (turn, next) = entry.take(service, || self.random());
+        *entry = next;
+        turn
     }
 
     fn count(&self, reason: Reason) {

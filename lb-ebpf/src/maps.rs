@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use lb_common::abi::{
     Addr, Addr4, Address, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Frontend,
-    FrontendKey, Netns, PortList, RangeKey, Service, Slot, SockTcp, SockUdp,
+    FrontendKey, Netns, PortList, RangeKey, Service, Slot, SockTcp, SockUdp, Turn,
     maps::{AFFINITY_ENTRIES, MIN_ENTRIES, MMAPABLE, NO_PREALLOC},
     meta,
 };
@@ -50,6 +50,9 @@ pub(crate) static SOCK_UDP: SkStorage<SockUdp> = SkStorage::new();
 #[btf_map(name = "lb_affinity")]
 pub(crate) static AFFINITY: LruHashMap<AffinityKey, Affinity, { AFFINITY_ENTRIES as usize }> =
     LruHashMap::new();
+/// Whose turn is next where a service gives connections to its backends in turn. It begins anew with each new program.
+#[btf_map(name = "lb_turns")]
+pub(crate) static TURNS: PerCpuArray<Turn, { Turn::ENTRIES as usize }> = PerCpuArray::new();
 /// Devices whose packets are served, by interface index.
 #[btf_map(name = "lb_devices")]
 pub(crate) static DEVICES: HashMap<u32, Device, { MIN_ENTRIES as usize }, NO_PREALLOC> = HashMap::new();

@@ -10,7 +10,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Addr, Address, Affinity, AffinityKey, Backend, BackendId, Config, Frontend, FrontendKey, Netns,
-        Reason, Run, Service, ServiceFlags, ServiceId, Slot, Words as _,
+        Reason, Run, Service, ServiceFlags, ServiceId, Slot, Turn, Words as _,
     },
     datapath::tables::Tables,
 };
@@ -177,6 +177,18 @@ impl Tables for BpfTables {
     fn random(&self) -> u32 {
         // SAFETY: the helper has no arguments and no preconditions.
         unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn turn(&self, service: ServiceId) -> u32 {
+        let Some(value) = maps::TURNS.get_ptr_mut(Turn::index(service)) else { return self.random() };
+        // SAFETY: the pointer is this CPU's live value.
+        let now = unsafe { value.read() };
+        let (turn, next) = now.take(service, || self.random());
+        // A program that interrupts this one between the two may have the same turn.
+        // SAFETY: as above.
+        unsafe { value.write(next) };
+        turn
     }
 
     #[inline(always)]

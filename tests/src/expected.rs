@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use lb_agent::compile::{FrontendKind, Policies, PortEntries, Target};
-use lb_agent::model::Protocol;
+use lb_agent::model::{Algorithm, Protocol};
 use lb_agent::reconcile::Desired;
 use lb_common::abi::{self, Addr, Backend, FrontendKey, L4Addr, Proto, RangePrefix, ServiceFlags, ServiceId};
 
@@ -64,7 +64,11 @@ fn meant(entries: &PortEntries, kind: FrontendKind) -> Meant {
     // Both are sorted.
     let lists = |targets: &[Target], at| targets.binary_search_by_key(&at, |target| target.at).is_ok();
     let seats = |targets: &[Target]| {
-        targets
+        let listed = match entries.table(targets) {
+            Some(table) => table.into_iter().map(|index| targets[usize::from(index)]).collect(),
+            None => targets.to_vec(),
+        };
+        listed
             .iter()
             .map(|target| {
                 let in_cluster = if lists(cluster, target.at) { Backend::IN_CLUSTER } else { 0 };
@@ -94,7 +98,12 @@ fn meant(entries: &PortEntries, kind: FrontendKind) -> Meant {
             bits: u32::from(internal_local)
                 | u32::from(restricted) << 1
                 | u32::from(host_allowed) << 2
-                | u32::from(external_local) << 3,
+                | u32::from(external_local) << 3
+                | match entries.algorithm {
+                    Algorithm::Random => 0,
+                    Algorithm::RoundRobin => 16,
+                    Algorithm::Maglev => 32,
+                },
         },
         affinity_s: entries.affinity_s,
         ranges: ranges(&entries.ranges),

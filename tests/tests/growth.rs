@@ -12,7 +12,7 @@ use lb_agent::datapath::load::{Loaded, Switches, load};
 use lb_agent::maps::memory::Capacities;
 use lb_agent::maps::pin::{Content, DATA, PinDir};
 use lb_agent::maps::{Maps, read};
-use lb_agent::model::{Family, Protocol, ServiceName};
+use lb_agent::model::{Algorithm, Family, Protocol, ServiceName};
 use lb_agent::reconcile::Desired;
 use lb_common::abi::{Backend, Service, maps};
 use lb_tests::agent::{service, slice};
@@ -236,6 +236,7 @@ fn desired(n: u8, endpoints: u8) -> Desired {
         policies: Policies { has_any: endpoints != 0, ..Policies::default() },
         ranges: Vec::new(),
         affinity_s: 0,
+        algorithm: Algorithm::Random,
     };
     Desired { name, created_s: i64::from(n), ports: vec![port] }
 }

@@ -15,7 +15,7 @@ use etherparse::{
 use lb_agent::datapath::OBJECT;
 use lb_common::abi::{
     Addr, Addr4, Address, Backend, BackendId, BackendState, Config, Device, FlowAddr, Frontend, FrontendKey,
-    FrontendKind, L4Addr, PacketLb, PortList, Proto, RangeKey, Run, Service, ServiceFlags, ServiceId, Slot,
+    FrontendKind, L4Addr, PacketLb, Proto, Run, Service, ServiceFlags, ServiceId, Slot,
 };
 use lb_common::datapath::packet::parse::{Headers, v4, v6};
 use lb_common::datapath::packet::rewrite::{Header, rewrite};
@@ -23,6 +23,8 @@ use lb_common::datapath::packet::{Flows, Route, Verdict, Way, Work, egress, ingr
 use lb_common::host::{Family, Frame, MemTables};
 use lb_tests::packets::fill;
 use lb_tests::{Netns, needs_root};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Cases, TestRunner};
 
@@ -399,18 +401,18 @@ fn frame(is_v6: bool, (from, to): (usize, usize), (sport, dport): (u16, u16), sa
     bytes
 }
 
-#[test]
-fn the_kernel_and_the_host_agree_on_every_packet() {
-    needs_root!();
-    let netns = node();
-    // How often packets were left, translated, dropped and sent elsewhere.
-    let mut seen = BTreeMap::<(u32, bool), u32>::new();
+/// How often packets were left, translated, dropped and sent elsewhere.
+type Seen = BTreeMap<(u32, bool), u32>;
+
+/// Fails where the programs and the pipeline disagree about any sequence of packets in a world.
+fn assert_agreement(netns: &Netns, world: fn() -> MemTables) -> Seen {
+    let mut seen = Seen::new();
     let seen_here = core::cell::RefCell::new(&mut seen);
     let mut runner = TestRunner::new(Cases { cases: 64, failure_persistence: None, ..Cases::default() });
     runner
         .run(&prop::collection::vec(packets(), 1..60), |packets| {
             let world = world();
-            let mut kernel = Kernel::new(&netns);
+            let mut kernel = Kernel::new(netns);
             fill(&mut kernel.ebpf, &world).unwrap();
             for (number, packet) in packets.iter().enumerate() {
                 let (ours, theirs) = (host(&world, packet), kernel.run(packet));
@@ -421,8 +423,102 @@ fn the_kernel_and_the_host_agree_on_every_packet() {
             Ok(())
         })
         .unwrap();
+    println!("{seen:?}");
     for kind in [(NEXT, false), (NEXT, true), (DROP, false), (REDIRECT, true)] {
         assert!(seen.get(&kind).is_some_and(|count| *count > 20), "{seen:?}");
     }
-    println!("{seen:?}");
+    seen
+}
+
+#[test]
+fn the_kernel_and_the_host_agree_on_every_packet() {
+    needs_root!();
+    assert_agreement(&node(), world);
+}
+
+/// Gives a service these backends, in eight slots of its own by turns, and these flags.
+fn spread_over(world: &mut MemTables, id: u32, backends: [(&str, u16); 2], flags: ServiceFlags) {
+    let is_v6 = id > 10;
+    let run = Run { base: 100 * id, count: 8, generation: 2 };
+    for (slot, (name, port)) in (run.base..run.base + 8).zip(backends.into_iter().cycle()) {
+        let backend = BackendId { index: 100 * id + slot % 2 };
+        let at = addr(place(name), is_v6);
+        world.slots.insert(slot, Slot { addr: at, port, backend, generation: 1, ..Slot::FREE });
+        let here = if name == "pod" { Backend::HERE } else { 0 };
+        let runs = Backend::IN_CLUSTER | Backend::IN_LOCAL | here;
+        let state = BackendState::Active as u8;
+        world.backends.insert(backend, Backend { generation: 1, state, runs, pad: 0 });
+    }
+    let service = world.services.get_mut(&ServiceId { index: id }).unwrap();
+    *service = Service { cluster: run, local: run, flags, ..*service };
+}
+
+/// [`world()`], where the first Service is hashed over two backends.
+fn hashed_world() -> MemTables {
+    let mut world = world();
+    for id in [1, 11] {
+        spread_over(&mut world, id, [("far", 8080), ("pod", 8080)], ServiceFlags::MAGLEV);
+    }
+    let config = world.config.as_mut().unwrap();
+    config.packets = config.packets.with(PacketLb::MAGLEV);
+    world
+}
+
+/// 5.9-maglev, 5.9-join.
+#[test]
+fn the_kernel_and_the_host_agree_where_packets_are_hashed() {
+    needs_root!();
+    let netns = node();
+    assert_agreement(&netns, hashed_world);
+    // From the middle of a connection: to the same backend as its first segment.
+    for is_v6 in [false, true] {
+        let kernels = [0x02, 0x10].map(|said| {
+            let mut kernel = Kernel::new(&netns);
+            fill(&mut kernel.ebpf, &hashed_world()).unwrap();
+            (kernel, said)
+        });
+        let mut met = std::collections::BTreeSet::new();
+        for port in 4000..4032 {
+            let [first, middle] = kernels.each_ref().map(|(kernel, said)| {
+                let bytes = frame(is_v6, (place("pod"), place("lb1")), (port, 80), *said, 64);
+                let (action, bytes) = kernel.run(&Packet { egress: false, ifindex: POD, bytes });
+                let to = if is_v6 { 14 + 24..14 + 40 } else { 14 + 16..14 + 20 };
+                (action, bytes[to].to_vec())
+            });
+            assert_eq!(first, middle, "port {port}, IPv6 {is_v6}");
+            met.insert(middle.1);
+        }
+        let backends: Vec<Vec<u8>> = ["far", "pod"]
+            .map(|name| addr(place(name), is_v6).octets[if is_v6 { 0 } else { 12 }..].to_vec())
+            .into();
+        assert!(backends.iter().any(|backend| met.contains(backend)), "{met:?}");
+    }
+}
+
+/// 5.9-round-robin: on one CPU everybody has as many as everybody else, whichever is the first.
+#[test]
+fn connections_of_one_cpu_go_to_all_backends_in_turn() {
+    needs_root!();
+    let netns = node();
+    let mut world = world();
+    for id in [1, 11] {
+        spread_over(&mut world, id, [("pod", 8080), ("pod", 8081)], ServiceFlags::ROUND_ROBIN);
+    }
+    let mut kernel = Kernel::new(&netns);
+    fill(&mut kernel.ebpf, &world).unwrap();
+    let mut first_cpu = CpuSet::new();
+    first_cpu.set(0).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &first_cpu).unwrap();
+    for is_v6 in [false, true] {
+        let ports: Vec<u16> = (4000..4032)
+            .map(|port| {
+                let bytes = frame(is_v6, (place("client"), place("lb1")), (port, 80), 0x02, 64);
+                let (action, bytes) = kernel.run(&Packet { egress: false, ifindex: UPLINK, bytes });
+                assert_eq!(action, NEXT);
+                let at = if is_v6 { 14 + 40 + 2 } else { 14 + 20 + 2 };
+                u16::from_be_bytes([bytes[at], bytes[at + 1]])
+            })
+            .collect();
+        assert!(ports.windows(2).all(|two| two[0] != two[1] && two[0].abs_diff(two[1]) == 1), "{ports:?}");
+    }
 }

@@ -11,7 +11,7 @@ const CAPACITIES: Capacities = Capacities {
     frontends: 64,
     addresses: 16,
     services: 32,
-    slots: 64,
+    slots: 4096,
     backends: 64,
     affinity: 1,
     ranges: 16,

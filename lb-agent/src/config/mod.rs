@@ -27,7 +27,7 @@ use anyhow::bail;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lb_common::abi::{SocketLb, maps};
 
-use crate::cli::Tool;
+use crate::{cli::Tool, model::Algorithm};
 
 pub use duration::{GoDuration, NotADuration};
 pub use families::{ListError, PerFamily, Ranges};
@@ -254,6 +254,13 @@ pub struct RunArgs {
     /// Which sockets are load-balanced: any of tcp, udp, tcp:host, tcp:pods, udp:host, udp:pods, all, none.
     #[arg(long, env = "LB_SOCKET_LB", default_value = "all", value_delimiter = ',', value_name = "WHICH")]
     pub socket_lb: Vec<SocketLbChoice>,
+    /// How backends are chosen for Services without the annotation lb.io/algorithm: random, maglev, round-robin.
+    ///
+    /// maglev leads packets with the same ends to the same backend on every node, also after other endpoints have come or gone, but
+    /// for few. It takes 32 KiB for each Service port and family, 512 KiB from 11 endpoints on, 2 MiB from 164 on. Sockets choose at
+    /// random then. round-robin counts on each CPU for itself. Session affinity comes first.
+    #[arg(long, env = "LB_ALGORITHM", default_value = "random", value_name = "WHICH")]
+    pub algorithm: Algorithm,
     /// How sockets learn that a Service has no endpoints.
     #[arg(long, env = "LB_REFUSE_BY", value_enum, default_value_t = RefuseBy::Auto, value_name = "HOW")]
     pub refuse_by: RefuseBy,
@@ -361,6 +368,15 @@ mod tests {
         assert_eq!(run(&["--socket-lb", "none"]).unwrap().socket_lb(), SocketLb::NONE);
         let error = run(&["--socket-lb", "sctp"]).unwrap_err().to_string();
         assert!(error.contains("tcp:host"), "the error lists the words: {error}");
+    }
+
+    /// 5.9-annotation.
+    #[test]
+    fn the_default_algorithm_is_a_word() {
+        assert_eq!(run(&[]).unwrap().algorithm, Algorithm::Random);
+        assert_eq!(run(&["--algorithm", "round-robin"]).unwrap().algorithm, Algorithm::RoundRobin);
+        let error = run(&["--algorithm", "rr"]).unwrap_err().to_string();
+        assert!(error.contains("expected one of random, maglev, round-robin"), "{error}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use lb_common::abi::{self, Addr, FrontendKey, L4Addr, Proto, RangePrefix, Servic
 
 use crate::{
     compile::{Frontend, FrontendKind, Policies, PortEntries},
-    model::Protocol,
+    model::{Algorithm, Protocol},
 };
 
 /// IP protocol number of a port.
@@ -55,6 +55,15 @@ pub(super) fn flags(policies: Policies) -> ServiceFlags {
     .into_iter()
     .filter(|(is_set, _)| *is_set)
     .fold(ServiceFlags::default(), |bits, (_, flag)| bits.with(flag))
+}
+
+/// The bit of an algorithm.
+pub(super) const fn algorithm(algorithm: Algorithm) -> ServiceFlags {
+    match algorithm {
+        Algorithm::Random => ServiceFlags { bits: 0 },
+        Algorithm::RoundRobin => ServiceFlags::ROUND_ROBIN,
+        Algorithm::Maglev => ServiceFlags::MAGLEV,
+    }
 }
 
 /// Which of the two runs any frontend of the port uses. The other one repeats it, so that a hook that reads policy and
@@ -122,6 +131,12 @@ mod tests {
         }
     }
 
+    /// 5.9-annotation.
+    #[test]
+    fn programs_need_the_algorithm() {
+        assert_eq!(Algorithm::ALL.map(|one| algorithm(one).bits), [0, 32, 16]);
+    }
+
     #[test]
     fn all_other_ports_of_an_address_are_one_key() {
         let other = Frontend { at: "10.0.0.1:0".parse().unwrap(), kind: FrontendKind::OtherPorts };
@@ -164,6 +179,7 @@ mod tests {
                     policies: Policies { internal_local, external_local, ..Policies::default() },
                     ranges: Vec::new(),
                     affinity_s: 0,
+                    algorithm: Algorithm::Random,
                 };
                 let used = UsedRuns { cluster, local };
                 assert_eq!(used_runs(&entries), used, "{:?} and {has_other} {kind:?}", entries.policies);

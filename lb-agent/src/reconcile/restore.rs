@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::{
-    Addr, Address, Backend, BackendState, Draining, FrontendKey, FrontendKind, L4Addr, Run, Service,
-    ServiceId, Slot, SocketLb, Words as _, meta,
+    Addr, Address, Backend, BackendState, Config, Draining, FrontendKey, FrontendKind, L4Addr, Run, Service,
+    ServiceFlags, ServiceId, Slot, SocketLb, Words as _, meta,
 };
 
 use super::{
@@ -43,6 +43,7 @@ impl Reconciler {
             starved: BTreeMap::new(),
             promised: BTreeSet::new(),
             socket_lb,
+            maglev: BTreeSet::new(),
             opened_udp: false,
             gone_udp: Vec::new(),
             abandoned_udp: Vec::new(),
@@ -68,6 +69,8 @@ impl Reconciler {
         self.frontends = found.read_frontends(maps)?;
         let mut ids: Vec<u32> = self.frontends.ids().collect();
         ids.sort_unstable();
+        let is_maglev = |id: &u32| read::<_, Service>(&*maps.services, *id).flags.has(ServiceFlags::MAGLEV);
+        self.maglev = ids.iter().copied().filter(is_maglev).collect();
         for id in ids {
             let is_v4 = found.keep_one_family(&mut self.frontends, id);
             found.read_service(maps, id, is_v4);
@@ -90,6 +93,8 @@ impl Reconciler {
         self.addresses = self.addresses()?.len();
         let config = self.config_word(self.frontends.node_port_range());
         store_if_new(&mut *self.maps.config, 0, config)?;
+        let packets = self.packets_word();
+        store_if_new(&mut *self.maps.config, Config::PACKETS_WORD, packets)?;
         store_if_new(&mut *self.maps.meta, meta::LAYOUT_AT as usize, meta::LAYOUT)?;
         store_if_new(&mut *self.maps.meta, meta::AGENT_VERSION_AT as usize, agent_version())?;
         store_if_new(&mut *self.maps.meta, meta::MAGIC_AT as usize, meta::MAGIC)?;

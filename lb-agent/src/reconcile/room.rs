@@ -15,7 +15,7 @@ use crate::model::ServiceName;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NoRoom {
     /// No region of `lb_slots` is long enough.
-    #[error("lb_slots has no free region for {0} endpoints")]
+    #[error("lb_slots has no free region for {0} slots")]
     Slots(u16),
     /// Too few entries of `lb_backends` are free.
     #[error("lb_backends has no {0} free entries")]

@@ -88,6 +88,9 @@ impl PacketLb {
     pub const EXTERNAL_CLUSTER_IP: Self = Self { bits: 1 };
     /// No backend sees a client's address (MQ-1).
     pub const MASQUERADE_ALL: Self = Self { bits: 2 };
+    /// Some Service has [`ServiceFlags::MAGLEV`](super::ServiceFlags::MAGLEV): a segment in the middle of a connection may open a
+    /// flow. Without it no program looks whose such a segment is.
+    pub const MAGLEV: Self = Self { bits: 4 };
 
     /// Whoever has an address in the source ranges of [`ServiceId::PODS`](super::ServiceId::PODS) is a pod, whatever device its
     /// packets come by (semantics 2.9).
@@ -102,6 +105,12 @@ impl PacketLb {
     #[must_use]
     pub const fn with(self, other: Self) -> Self {
         Self { bits: self.bits | other.bits }
+    }
+
+    /// Without the bits of `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self { bits: self.bits & !other.bits }
     }
 }
 

@@ -41,7 +41,7 @@ pub use device::{Device, PortList, RangeKey, RangePrefix};
 pub use flow::{Addr4, Direction, Flow, FlowAddr, FlowBits, FlowKey, FlowState, Opened};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
 pub use reason::Reason;
-pub use service::{Draining, Run, Service, ServiceFlags, ServiceId};
+pub use service::{Draining, Run, Service, ServiceFlags, ServiceId, Turn};
 pub use sock::{SockTcp, SockUdp, UDP_PEERS, UdpPeer};
 
 /// A map value that programs and the agent exchange in aligned 8-byte words, each loaded and stored whole.

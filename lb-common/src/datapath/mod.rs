@@ -5,6 +5,8 @@
 
 pub mod packet;
 pub mod select;
+#[cfg(test)]
+mod select_tests;
 pub mod sock;
 #[cfg(test)]
 mod sock_affinity_tests;

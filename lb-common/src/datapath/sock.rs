@@ -15,7 +15,7 @@
 //! unconnected socket. Both replies come from the backend, and both show the frontend.
 
 use super::{
-    select::{Chosen, Room, Served, choose},
+    select::{Algorithm, Chosen, Room, Served, choose},
     tables::{Tables, owned_frontend},
 };
 use crate::abi::{
@@ -281,7 +281,8 @@ fn node_port<T: Tables, S: Socket>(tables: &T, socket: &S, proto: Proto, to: L4A
 fn served<T: Tables>(tables: &T, frontend: Frontend, client: Client, host: bool) -> Option<Served> {
     let service = frontend.service;
     if frontend.kind == FrontendKind::OtherPorts as u8 {
-        return Some(Served { service, client, run: Run::EMPTY, affinity_s: 0, member: 0 });
+        let algorithm = Algorithm::RANDOM;
+        return Some(Served { service, client, run: Run::EMPTY, affinity_s: 0, algorithm, member: 0 });
     }
     let Some((flags, affinity_s)) = tables.policy(service) else {
         tables.count(Reason::Dangling);
@@ -296,7 +297,7 @@ fn served<T: Tables>(tables: &T, frontend: Frontend, client: Client, host: bool)
     } else {
         (tables.cluster_run(service)?, Backend::IN_CLUSTER)
     };
-    Some(Served { service, client, run, affinity_s, member })
+    Some(Served { service, client, run, affinity_s, algorithm: Algorithm::of_socket(flags), member })
 }
 
 /// Whether a hook may serve a client of this node at a frontend of this kind: of a load-balancer address with source

@@ -37,6 +37,8 @@ pub trait Tables {
     fn config(&self) -> Config;
     /// 32 uniformly random bits.
     fn random(&self) -> u32;
+    /// The turn of a connection to this service, as [`Turn`](crate::abi::Turn) says.
+    fn turn(&self, service: ServiceId) -> u32;
     /// Counts one event.
     fn count(&self, reason: Reason);
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_agent::compile::{Frontend, FrontendKind, Policies, PortEntries, PortKey, Target};
-use lb_agent::model::{Family, Protocol, ServiceName};
+use lb_agent::model::{Algorithm, Family, Protocol, ServiceName};
 use lb_agent::reconcile::Desired;
 use lb_common::abi::{FrontendKey, L4Addr, Proto};
 
@@ -50,7 +50,16 @@ impl Named {
             policies: Policies { has_any: endpoints != 0, ..Policies::default() },
             ranges: Vec::new(),
             affinity_s: 0,
+            algorithm: Algorithm::Random,
         });
+        self
+    }
+
+    /// Another algorithm for all ports.
+    pub(crate) fn by(mut self, algorithm: Algorithm) -> Self {
+        for port in &mut self.0.ports {
+            port.algorithm = algorithm;
+        }
         self
     }
 

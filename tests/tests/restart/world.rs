@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use lb_agent::compile::{Frontend, FrontendKind, Policies, PortEntries, PortKey, Target};
-use lb_agent::model::{Family, Protocol, ServiceName};
+use lb_agent::model::{Algorithm, Family, Protocol, ServiceName};
 use lb_agent::reconcile::Desired;
 use lb_common::abi::FrontendKey;
 use lb_tests::expected;
@@ -29,6 +29,7 @@ struct Port {
     internal_local: bool,
     external_local: bool,
     affinity_s: u32,
+    algorithm: Algorithm,
 }
 
 /// A Service, as small numbers.
@@ -50,22 +51,28 @@ fn port() -> impl Strategy<Value = Port> {
     (
         (any::<bool>(), 80_u16..83, prop_oneof![2 => Just(0_u16), 1 => 30_000_u16..30_003]),
         (any::<u8>(), any::<u8>(), any::<u8>()),
-        (prop::bool::weighted(0.3), prop::bool::weighted(0.3), prop_oneof![Just(0_u32), Just(10_800)]),
+        (prop::bool::weighted(0.3), prop::bool::weighted(0.3)),
+        (prop_oneof![Just(0_u32), Just(10_800)], prop::sample::select(&Algorithm::ALL[..])),
     )
-        .prop_map(|((is_udp, number, on_nodes), sets, (internal_local, external_local, affinity_s))| {
+        .prop_map(|((is_udp, number, on_nodes), sets, (internal_local, external_local), chosen)| {
+            let (affinity_s, algorithm) = chosen;
             let (cluster, local, terminating) = sets;
+            // Larger tables take a thousand slots: stories and `tables` have them.
+            let one = |set: u8| if algorithm == Algorithm::Maglev { set & set.wrapping_neg() } else { set };
+            let (cluster, local) = (one(cluster & 0x3f), one(local & 0x3f));
             // A third of all endpoints is about to leave.
-            let terminating = terminating & cluster.rotate_left(3);
+            let terminating = terminating & sets.0.rotate_left(3);
             Port {
                 is_udp,
                 number,
                 on_nodes,
-                cluster: cluster & 0x3f,
-                local: local & 0x3f,
+                cluster,
+                local,
                 terminating,
                 internal_local,
                 external_local,
                 affinity_s,
+                algorithm,
             }
         })
 }
@@ -196,6 +203,7 @@ impl Service {
                     },
                     ranges: port.ranges(family),
                     affinity_s: port.affinity_s,
+                    algorithm: port.algorithm,
                 });
             }
         }

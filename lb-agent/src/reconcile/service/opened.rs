@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     compile::{self, Frontend, Policies, Target},
     maps::memory::{Capacities, MemMaps},
-    model::Family,
+    model::{Algorithm, Family},
 };
 
 const ROOMY: Capacities = Capacities {
@@ -84,6 +84,7 @@ impl Port<'_> {
             },
             ranges: Vec::new(),
             affinity_s: 0,
+            algorithm: Algorithm::Random,
         };
         Desired { name, created_s: 1, ports: vec![entries] }
     }

@@ -31,7 +31,7 @@ mod track;
 #[cfg(test)]
 mod track_tests;
 
-use crate::abi::{Addr, Device, Flow, FlowAddr, FlowKey, FlowState, Opened, ServiceId};
+use crate::abi::{Addr, Device, Flow, FlowAddr, FlowKey, FlowState, Opened, PacketLb, Proto, ServiceId};
 pub use open::{begin, commit, reserve};
 use parse::Headers;
 
@@ -161,10 +161,17 @@ pub fn ingress<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, work: &mut Wor
         if let Some(verdict) = track::ingress(world, work, table) {
             return verdict;
         }
-    } else if !work.packet.opens() {
+    } else if !work.packet.opens() && !may_join(world, &work.packet) {
         return Verdict::Pass;
     }
     open::open(world, ifindex, work, former)
+}
+
+/// Whether a packet that begins no connection is worth a look for whose it is: of TCP, where some Service chooses by Maglev. Nearly
+/// everything that nobody here has a flow of is not a Service's, so others pay nothing for it.
+#[inline(always)]
+fn may_join<A: FlowAddr, W: Flows<A>>(world: &W, packet: &Headers<A>) -> bool {
+    packet.key.proto == Proto::TCP && world.config().packets.has(PacketLb::MAGLEV)
 }
 
 /// Decides a packet that leaves by the device `ifindex`.

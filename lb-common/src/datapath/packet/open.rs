@@ -7,7 +7,7 @@ use crate::{
         FrontendKey, FrontendKind, L4Addr, Opened, PacketLb, Proto, Reason, ServiceFlags, ServiceId,
     },
     datapath::{
-        select::{Served, choose},
+        select::{Algorithm, Served, choose},
         tables::owned_frontend,
     },
 };
@@ -41,6 +41,9 @@ pub(super) fn open<A: FlowAddr, W: Flows<A>>(
 #[inline(always)]
 pub fn begin<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, work: &mut Work<A>) -> Verdict {
     let Some(frontend) = frontend(world, &work.packet) else { return Verdict::Pass };
+    if !work.packet.opens() && !joins(world, &work.packet, frontend) {
+        return Verdict::Pass;
+    }
     let Some(Device { bits: device, .. }) = world.device(ifindex) else { return Verdict::Pass };
     let served = match served(world, device, &work.packet, frontend) {
         Ok(served) => served,
@@ -66,6 +69,17 @@ pub fn begin<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, work: &mut Work<
         return Verdict::Drop;
     }
     way(work)
+}
+
+/// Whether a segment in the middle of a connection may open a flow: where Maglev chooses, another node that the connection came
+/// to before has chosen the same backend.
+///
+/// Not at an address of this node: what this node has connected itself is answered to a port that may be a frontend, too.
+#[inline(always)]
+fn joins<A: FlowAddr, W: Flows<A>>(world: &W, packet: &Headers<A>, frontend: Frontend) -> bool {
+    frontend.kind != FrontendKind::OtherPorts as u8
+        && world.policy(frontend.service).is_some_and(|(flags, _)| flags.has(ServiceFlags::MAGLEV))
+        && !world.address(&packet.key.dst.widen()).is_some_and(|address| address.has(Address::NODE))
 }
 
 #[inline(always)]
@@ -159,7 +173,8 @@ fn served<A: FlowAddr, W: Flows<A>>(
         world.count(Reason::RefusedPacket);
         return Err(Verdict::Refuse);
     }
-    Ok(Served { service, client: Client::of_addr(client), run, affinity_s, member })
+    let algorithm = Algorithm::of_packet(flags, packet.key.from(), packet.key.to(), packet.key.proto);
+    Ok(Served { service, client: Client::of_addr(client), run, affinity_s, algorithm, member })
 }
 
 /// Gives [`Work::after`], the packet on its way to the backend, the source that the backend is to see: an address of this node, or the

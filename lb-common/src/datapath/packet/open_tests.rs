@@ -1,6 +1,6 @@
 //! First packets: who is served by whom, from which address.
 
-use std::{format, vec, vec::Vec};
+use std::{borrow::ToOwned as _, collections::BTreeSet, format, vec, vec::Vec};
 
 use super::{
     Table,
@@ -377,5 +377,107 @@ fn a_frontend_without_its_service_is_counted_and_left_alone() {
         assert_eq!(net.world.counted(Reason::Dangling), 1);
         let key = FrontendKey::new(net.at("lb:80"), Proto::TCP);
         assert!(net.world.frontends.contains_key(&key));
+    });
+}
+
+/// [`Net::serve`] with two backends that have four slots each, where packets are hashed.
+fn hashed(net: Net) -> Net {
+    let mut net = net.serve(&["p11", "p12", "p11", "p12", "p11", "p12", "p11", "p12"]);
+    net.flags(ServiceFlags::MAGLEV);
+    net.packets(PacketLb::MAGLEV);
+    net
+}
+
+/// 5.9-maglev, 5.9-same-everywhere.
+#[test]
+fn the_ends_of_a_packet_say_which_slot_it_meets_on_every_node() {
+    both(|net| {
+        let [one, other] = [net.v6, net.v6].map(|v6| hashed(Net::of(v6)));
+        other.choose(&[(1, 2), (0, 2), (1, 2), (1, 2)]);
+        let mut met = BTreeSet::new();
+        for port in 4000..4032 {
+            let ends = format!("client:{port} > lb:80");
+            let came = one.comes(UPLINK, &ends, Kind::SYN);
+            assert_eq!(other.comes(UPLINK, &ends, Kind::SYN), came);
+            met.insert(came.split(" > ").nth(1).map(str::to_owned));
+        }
+        assert_eq!(met.len(), 2, "{met:?}");
+        // The frontend and the protocol are among the ends.
+        let differs = |with: &str, kind| {
+            (4100..4132).any(|port| {
+                let back_end = |to: &str, kind| {
+                    let came = one.comes(UPLINK, &format!("client:{port} > {to}"), kind);
+                    came.split(" > ").nth(1).map(str::to_owned)
+                };
+                back_end("lb:80", Kind::SYN) != back_end(with, kind)
+            })
+        };
+        assert!(differs("ext:80", Kind::SYN) && differs("lb:80", Kind::UDP));
+    });
+}
+
+/// 5.9-join.
+#[test]
+fn a_segment_in_the_middle_of_a_connection_meets_the_backend_that_its_first_one_met_on_another_node() {
+    both(|net| {
+        for kind in [Kind::ACK, Kind::SYN_ACK, Kind::FIN, Kind::RST] {
+            for port in 4000..4008 {
+                let [before, now] = [net.v6, net.v6].map(|v6| hashed(Net::of(v6)));
+                let ends = format!("client:{port} > lb:80");
+                let came = before.comes(UPLINK, &ends, Kind::SYN);
+                assert_eq!(now.comes(UPLINK, &ends, kind), came);
+                assert_eq!(now.comes(UPLINK, &ends, Kind::ACK), came, "from then on it is a flow");
+            }
+        }
+    });
+}
+
+/// 5.9-join.
+#[test]
+fn a_segment_in_the_middle_of_a_connection_opens_nothing_elsewhere() {
+    both(|net| {
+        let ends = "client:4000 > lb:80";
+        for flags in [ServiceFlags::default(), ServiceFlags::ROUND_ROBIN] {
+            let mut random = hashed(Net::of(net.v6));
+            random.flags(flags);
+            assert_eq!(random.comes(UPLINK, ends, Kind::ACK), "pass", "of another Service");
+        }
+        let hashed = hashed(Net::of(net.v6));
+        for to in ["node:30080", "vip:81", "lb:81"] {
+            assert_eq!(hashed.comes(11, &format!("p11:4000 > {to}"), Kind::ACK), "pass", "{to}");
+        }
+        assert_eq!(hashed.comes(11, "p11:4000 > vip:81", Kind::SYN), "refuse");
+        assert!(hashed.entries(Table::New).is_empty());
+        let mut unasked = self::hashed(Net::of(net.v6));
+        unasked.packets(PacketLb::default());
+        assert_eq!(unasked.comes(UPLINK, ends, Kind::ACK), "pass", "nobody looks");
+    });
+}
+
+/// 5.9-affinity: affinity comes first.
+#[test]
+fn a_client_with_affinity_stays_where_packets_are_hashed() {
+    both(|net| {
+        let mut net = hashed(net);
+        net.service().affinity_s = 60;
+        let met: BTreeSet<_> = (4000..4032)
+            .map(|port| net.comes(UPLINK, &format!("client:{port} > lb:80"), Kind::SYN))
+            .filter_map(|came| came.split(" > ").nth(1).map(str::to_owned))
+            .collect();
+        assert_eq!(met.len(), 1, "{met:?}");
+    });
+}
+
+/// 5.9-round-robin.
+#[test]
+fn packets_go_to_all_backends_in_turn() {
+    both(|net| {
+        let mut net = net.serve(&["p11", "p12"]);
+        net.flags(ServiceFlags::ROUND_ROBIN);
+        for port in 4000..4008 {
+            let backend = if port % 2 == 0 { "p11" } else { "p12" };
+            let came = net.comes(UPLINK, &format!("client:{port} > lb:80"), Kind::SYN);
+            assert_eq!(came, format!("client:{port} > {backend}:8080 on"));
+        }
     });
 }
