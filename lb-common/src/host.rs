@@ -16,6 +16,7 @@ use crate::{
         packet::{
             self, Flows, Route, Table, Verdict, Work,
             parse::{Packet, Part},
+            refuse::{Budget, Reshape},
             rewrite::PacketMut,
         },
         sock::Socket,
@@ -62,6 +63,8 @@ pub struct MemTables {
     pub allowed: BTreeSet<(ServiceId, Addr)>,
     /// Ports for masquerading.
     pub ports: Vec<u16>,
+    /// ICMP errors that were sent lately.
+    pub budget: Cell<Budget>,
     /// `lb_new4`, `lb_flows4`
     pub flows4: MemFlows<Addr4>,
     /// `lb_new6`, `lb_flows6`
@@ -195,6 +198,13 @@ impl<A: Family> Flows<A> for MemTables {
 
     fn allows(&self, service: ServiceId, client: Addr) -> bool {
         self.allowed.contains(&(service, client))
+    }
+
+    fn may_tell(&self) -> bool {
+        let mut budget = self.budget.get();
+        let may = budget.take(self.now_ms.get());
+        self.budget.set(budget);
+        may
     }
 
     fn begin(&self, ifindex: u32, work: &mut Work<A>) -> Verdict {
@@ -443,6 +453,25 @@ impl PacketMut for Frame {
     fn store<const LEN: usize>(&mut self, offset: usize, bytes: [u8; LEN]) -> bool {
         let place = self.bytes.get_mut(offset..).and_then(|rest| rest.get_mut(..LEN));
         place.map(|place| place.copy_from_slice(&bytes)).is_some()
+    }
+}
+
+impl Reshape for Frame {
+    fn resize(&mut self, len: usize) -> bool {
+        self.bytes.resize(len, 0);
+        true
+    }
+
+    fn make_room(&mut self, l3: usize, len: usize) -> bool {
+        let fits = l3 <= self.bytes.len();
+        if fits {
+            self.bytes.splice(l3..l3, core::iter::repeat_n(0, len));
+        }
+        fits
+    }
+
+    fn is_unfinished(&mut self, _offset: usize) -> bool {
+        false
     }
 }
 

@@ -10,15 +10,14 @@ use core::mem;
 use lb_common::{
     abi::{Addr, Addr4, Device, Flow, FlowAddr, FlowKey, FlowState, RangeKey, ServiceId},
     datapath::{
-        packet::{self, Flows, Route, Table, Verdict, Way, Work},
+        packet::{self, Flows, Route, Side, Table, Verdict, Way, Work},
         tables::Tables as _,
     },
 };
 
 use crate::{
-    maps,
+    answer, maps,
     tables::{BpfTables, copy_words},
-    tc::Side,
 };
 
 /// Address families (include/linux/socket.h).
@@ -57,6 +56,8 @@ pub(crate) trait Family: FlowAddr {
     fn call_commit(former: u32) -> u64;
     /// [`reserve`], likewise.
     fn call_reserve() -> u32;
+    /// [`answer::refuse`], likewise.
+    fn call_refuse(ctx: *mut __sk_buff, l3: u32) -> i32;
 }
 
 impl Family for Addr4 {
@@ -111,6 +112,11 @@ impl Family for Addr4 {
     fn call_reserve() -> u32 {
         lb_reserve4()
     }
+
+    #[inline(always)]
+    fn call_refuse(ctx: *mut __sk_buff, l3: u32) -> i32 {
+        answer::lb_refuse4(ctx, l3)
+    }
 }
 
 impl Family for Addr {
@@ -164,6 +170,11 @@ impl Family for Addr {
     #[inline(always)]
     fn call_reserve() -> u32 {
         lb_reserve6()
+    }
+
+    #[inline(always)]
+    fn call_refuse(ctx: *mut __sk_buff, l3: u32) -> i32 {
+        answer::lb_refuse6(ctx, l3)
     }
 }
 
@@ -257,6 +268,14 @@ impl<A: Family> Flows<A> for BpfTables {
     fn allows(&self, service: ServiceId, client: Addr) -> bool {
         let key = Key::new(RangeKey::BITS, RangeKey { service, addr: client.octets });
         maps::SRC_RANGES.get(&key).is_some()
+    }
+
+    #[inline(always)]
+    fn may_tell(&self) -> bool {
+        let Some(budget) = maps::BUDGET.get_ptr_mut(0) else { return false };
+        // SAFETY: a live map value of this CPU, which no other program of this side uses before this one ends.
+        let budget = unsafe { &mut *budget };
+        budget.take(self.now_ms())
     }
 
     #[inline(always)]

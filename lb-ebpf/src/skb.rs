@@ -2,17 +2,27 @@
 #![expect(unsafe_code, reason = "packets, contexts and helpers are raw pointers")]
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    bindings::{
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
     helpers::generated::{
-        bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect_neigh, bpf_skb_pull_data,
-        bpf_skb_store_bytes,
+        bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
 };
 use core::{ffi::c_void, ptr};
 use lb_common::{
     abi::{Addr, Addr4, FlowAddr, FlowKey, Proto},
-    datapath::packet::parse::{Headers, MOST_EXTENSION_BYTES, Packet, Part},
+    datapath::packet::{
+        parse::{Headers, MOST_EXTENSION_BYTES, Packet, Part},
+        refuse::Reshape,
+        rewrite::PacketMut,
+    },
 };
+
+/// `PACKET_HOST` (include/uapi/linux/if_packet.h).
+const PACKET_HOST: u32 = 0;
 
 /// Bytes at the beginning of a packet that are read at most: Ethernet with two VLAN tags, IPv6 with four extension headers, TCP.
 const MOST: usize = 22 + 40 + MOST_EXTENSION_BYTES + 20;
@@ -92,6 +102,12 @@ impl Skb {
         self.ctx.cast()
     }
 
+    /// For functions that take the packet.
+    #[inline(always)]
+    pub(crate) const fn as_ptr(&self) -> *mut __sk_buff {
+        self.ctx
+    }
+
     /// Interface index of the device at hand.
     #[inline(always)]
     pub(crate) fn ifindex(&self) -> u32 {
@@ -116,6 +132,89 @@ impl Skb {
         // SAFETY: the helper takes no pointer here.
         let action = unsafe { bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) } as i32;
         action
+    }
+}
+
+impl Skb {
+    /// The packet of a program's context, all of whose headers that anybody looks at are made readable.
+    #[inline(always)]
+    pub(crate) fn whole(ctx: *mut __sk_buff) -> Self {
+        // SAFETY: the context is valid for the program's run.
+        let len = unsafe { (&raw const (*ctx).len).read_volatile() };
+        #[expect(clippy::cast_possible_truncation, reason = "some hundred")]
+        let most = MOST as u32;
+        // SAFETY: as above. What fails leaves the packet as it is, and what cannot be read is not ours.
+        let _short = unsafe { bpf_skb_pull_data(ctx, if len < most { len } else { most }) };
+        Self { ctx }
+    }
+
+    /// Whether the frame was sent to this device, and not to all or to others.
+    #[inline(always)]
+    pub(crate) fn is_for_us(&self) -> bool {
+        // SAFETY: the context is valid for the program's run.
+        unsafe { (&raw const (*self.ctx).pkt_type).read_volatile() == PACKET_HOST }
+    }
+
+    /// Out of the device at hand, as it is.
+    #[inline(always)]
+    pub(crate) fn send_back(&self) -> i32 {
+        #[expect(clippy::cast_possible_truncation, reason = "an action")]
+        // SAFETY: the helper takes no pointer.
+        let action = unsafe { bpf_redirect(self.ifindex(), 0) } as i32;
+        action
+    }
+
+    /// Adds to the checksum field at `offset`, where that is not the network card's task.
+    #[inline(always)]
+    fn add_to_checksum(&self, offset: u32, difference: u64) -> bool {
+        // SAFETY: the context is valid for the program's run.
+        unsafe { bpf_l4_csum_replace(self.ctx, offset, 0, difference, 0) == 0 }
+    }
+}
+
+impl PacketMut for Skb {
+    #[inline(always)]
+    fn store<const LEN: usize>(&mut self, offset: usize, bytes: [u8; LEN]) -> bool {
+        #[expect(clippy::cast_possible_truncation, reason = "below `MOST`")]
+        let (offset, len) = (offset as u32, LEN as u32);
+        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+        // SAFETY: the context is valid for the program's run, and `bytes` has `len` bytes.
+        unsafe { bpf_skb_store_bytes(self.ctx, offset, (&raw const bytes).cast(), len, flags) == 0 }
+    }
+}
+
+impl Reshape for Skb {
+    #[inline(always)]
+    fn resize(&mut self, len: usize) -> bool {
+        #[expect(clippy::cast_possible_truncation, reason = "below `MOST`")]
+        let len = len as u32;
+        // SAFETY: the context is valid for the program's run.
+        unsafe { bpf_skb_change_tail(self.ctx, len, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, _l3: usize, len: usize) -> bool {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "a header's length")]
+        let len = len as i32;
+        // SAFETY: as above. The kernel knows where the IP header is.
+        unsafe { bpf_skb_adjust_room(self.ctx, len, BPF_ADJ_ROOM_MAC, 0) == 0 }
+    }
+
+    /// No program is told, but a helper that changes a checksum leaves those alone that the network card finishes.
+    #[inline(always)]
+    fn is_unfinished(&mut self, offset: usize) -> bool {
+        let Some(before) = self.part::<2>(offset) else { return false };
+        let before = before.load16(0);
+        #[expect(clippy::cast_possible_truncation, reason = "below `MOST`")]
+        if !self.add_to_checksum(offset as u32, 1) {
+            return false;
+        }
+        let Some(after) = self.part::<2>(offset) else { return false };
+        if after.load16(0) == before {
+            return true;
+        }
+        self.store(offset, before.to_be_bytes());
+        false
     }
 }
 

@@ -4,7 +4,7 @@
 use aya_ebpf::{EbpfContext as _, programs::TcContext};
 use lb_common::{
     abi::{Addr, Addr4},
-    datapath::packet::{self, Flows, Route, Verdict, Way, parse},
+    datapath::packet::{self, Flows, Route, Side, Verdict, Way, parse},
 };
 use parse::{Headers, Packet as _, Part as _};
 
@@ -17,17 +17,7 @@ use crate::{
 /// `TC_ACT_UNSPEC`: whoever is next decides, as if we were not here.
 const NEXT: i32 = -1;
 /// `TC_ACT_SHOT`
-const DROP: i32 = 2;
-
-/// Which way packets of a program go.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub(crate) enum Side {
-    /// They come from the device.
-    Ingress = 0,
-    /// They leave by it.
-    Egress = 1,
-}
+pub(crate) const DROP: i32 = 2;
 
 /// EtherTypes.
 const IPV4: u16 = 0x0800;
@@ -77,7 +67,8 @@ fn decide<A: Family + Layout>(skb: &Skb, side: Side, l3: usize, headers: Option<
     };
     let way = match verdict {
         Verdict::Pass => return NEXT,
-        Verdict::Drop | Verdict::Refuse => return DROP,
+        Verdict::Drop => return DROP,
+        Verdict::Refuse => return A::call_refuse(skb.as_ptr(), l3 as u32),
         Verdict::Translate(way) => way,
     };
     let leaves_by = match way {

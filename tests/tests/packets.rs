@@ -18,7 +18,8 @@ use lb_common::abi::{
     FrontendKind, L4Addr, PacketLb, PortList, Proto, RangeKey, Run, Service, ServiceFlags, ServiceId, Slot,
 };
 use lb_common::datapath::packet::parse::{Headers, v4, v6};
-use lb_common::datapath::packet::rewrite::{Header, rewrite};
+use lb_common::datapath::packet::refuse::{Answers, refuse};
+use lb_common::datapath::packet::rewrite::rewrite;
 use lb_common::datapath::packet::{Flows, Route, Verdict, Way, Work, egress, ingress};
 use lb_common::host::{Family, Frame, MemTables};
 use lb_tests::packets::fill;
@@ -139,10 +140,11 @@ struct Kernel<'a> {
 /// A node with an uplink, an overlay, a pod, and a device that is not served.
 fn node() -> Netns {
     let netns = Netns::new("packets").unwrap();
+    // Frames to others are not answered: every device has the address that they are sent to.
     let mut lines = String::new();
     for (ifindex, name) in [(UPLINK, "uplink"), (OVERLAY, "ov"), (POD, "pod"), (DARK, "dark")] {
         lines += &format!(
-            "link add {name} index {ifindex} type veth peer name {name}p index {}
+            "link add {name} address 04:04:04:04:04:04 index {ifindex} type veth peer name {name}p index {}
                  link set {name} up
                  link set {name}p up
                  ",
@@ -211,7 +213,8 @@ impl<'a> Kernel<'a> {
             })
             .pipe(|(action, len)| {
                 out.truncate(len);
-                (action, out)
+                // What is left of a dropped packet is nobody's.
+                (action, if action == DROP { packet.bytes.clone() } else { out })
             })
     }
 }
@@ -267,7 +270,7 @@ fn host(world: &MemTables, packet: &Packet) -> (u32, Vec<u8>) {
     }
 }
 
-fn decide<A: Family + Header>(
+fn decide<A: Family + Answers>(
     world: &MemTables,
     packet: &Packet,
     l3: usize,
@@ -282,7 +285,12 @@ fn decide<A: Family + Header>(
     };
     let way = match verdict {
         Verdict::Pass => return (NEXT, packet.bytes.clone()),
-        Verdict::Drop | Verdict::Refuse => return (DROP, packet.bytes.clone()),
+        Verdict::Drop => return (DROP, packet.bytes.clone()),
+        Verdict::Refuse => {
+            let mut frame = Frame { bytes: packet.bytes.clone() };
+            let answered = refuse(world, &mut frame, l3, &work.packet);
+            return if answered { (REDIRECT, frame.bytes) } else { (DROP, packet.bytes.clone()) };
+        }
         Verdict::Translate(way) => way,
     };
     let action = match way {

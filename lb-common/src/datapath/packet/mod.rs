@@ -5,6 +5,7 @@
 //! ingress  a packet that comes from a device: a client's is translated, an answer to a masqueraded one restored
 //! egress   a packet that leaves by a device: an answer to a client behind it is restored
 //! open     the first packet of a flow: who serves it, from which address, or why nobody does
+//! refuse   a packet that nobody serves -> the answer to its sender
 //! ```
 //!
 //! Rule of symmetry: ingress of the device nearest to the client translates, egress of the same device restores. What is
@@ -24,6 +25,9 @@ mod open_tests;
 pub mod parse;
 #[cfg(test)]
 mod parse_tests;
+pub mod refuse;
+#[cfg(test)]
+mod refuse_tests;
 pub mod rewrite;
 #[cfg(test)]
 mod rewrite_tests;
@@ -36,6 +40,16 @@ pub use open::{begin, commit, reserve};
 use parse::Headers;
 
 use super::{select::Room, tables::Tables};
+
+/// Which way a packet goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Side {
+    /// It comes from the device.
+    Ingress = 0,
+    /// It leaves by it.
+    Egress = 1,
+}
 
 /// Which flow table.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -82,6 +96,8 @@ pub trait Flows<A: FlowAddr>: Tables {
     fn masquerade_port(&self, random: u32) -> Option<u16>;
     /// Whether `client` is in the source ranges of a service port (SR-2).
     fn allows(&self, service: ServiceId, client: Addr) -> bool;
+    /// Whether one more ICMP error may be sent: [`refuse::Budget::take`].
+    fn may_tell(&self) -> bool;
     /// [`begin()`], as a function that a verifier looks at once, and not on every way that leads to it.
     fn begin(&self, ifindex: u32, work: &mut Work<A>) -> Verdict;
     /// [`reserve()`], likewise.

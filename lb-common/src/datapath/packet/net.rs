@@ -7,7 +7,7 @@ use core::net::IpAddr;
 use std::{format, string::String, vec::Vec};
 
 use super::{
-    Flows, Route, Table, Verdict, Way, Work, egress, ingress,
+    Flows, Route, Side, Table, Verdict, Way, Work, egress, ingress,
     parse::{Fragment, Headers, TcpFlags},
 };
 use crate::{
@@ -296,11 +296,6 @@ fn state_of<A: Family>(world: &MemTables, key: &FlowKey<A>) -> Option<(Table, Fl
     let mut flow = Flow::NONE;
     let table = world.flow(key, &mut flow)?;
     Some((table, flow.state))
-}
-
-enum Side {
-    Ingress,
-    Egress,
 }
 
 /// What kind of packet.
