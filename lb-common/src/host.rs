@@ -9,12 +9,12 @@ use std::{
 use crate::{
     abi::{
         Addr, Addr4, Address, Affinity, AffinityKey, Backend, BackendId, Config, Device, Flow, FlowAddr,
-        FlowKey, FlowState, Frontend, FrontendKey, L4Addr, Netns, Reason, Run, Service, ServiceFlags,
-        ServiceId, Slot, SockTcp, SockUdp, UdpPeer,
+        FlowKey, FlowState, FragmentKey, FragmentPorts, Frontend, FrontendKey, L4Addr, Netns, Reason, Run,
+        Service, ServiceFlags, ServiceId, Slot, SockTcp, SockUdp, UdpPeer,
     },
     datapath::{
         packet::{
-            self, Flows, Route, Table, Verdict, Work,
+            self, Flows, Route, Side, Table, Verdict, Work,
             parse::{Packet, Part},
             refuse::{Budget, Reshape},
             rewrite::PacketMut,
@@ -63,6 +63,8 @@ pub struct MemTables {
     pub allowed: BTreeSet<(ServiceId, Addr)>,
     /// Ports for masquerading.
     pub ports: Vec<u16>,
+    /// `lb_frags`, without an end to its capacity
+    pub fragments: RefCell<BTreeMap<FragmentKey, FragmentPorts>>,
     /// ICMP errors that were sent lately.
     pub budget: Cell<Budget>,
     /// `lb_new4`, `lb_flows4`
@@ -200,6 +202,15 @@ impl<A: Family> Flows<A> for MemTables {
         self.allowed.contains(&(service, client))
     }
 
+    fn ports(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn put_ports(&self, key: &FragmentKey, ports: FragmentPorts) -> bool {
+        self.fragments.borrow_mut().insert(*key, ports);
+        true
+    }
+
     fn may_tell(&self) -> bool {
         let mut budget = self.budget.get();
         let may = budget.take(self.now_ms.get());
@@ -217,6 +228,14 @@ impl<A: Family> Flows<A> for MemTables {
 
     fn reserve(&self, work: &mut Work<A>) -> bool {
         packet::reserve(self, work)
+    }
+
+    fn first(&self, _side: Side, work: &mut Work<A>, id: u32) {
+        let _written = packet::fragment::first(self, work, id);
+    }
+
+    fn later(&self, _side: Side, work: &mut Work<A>, id: u32) -> bool {
+        packet::fragment::later(self, work, id)
     }
 }
 

@@ -8,7 +8,10 @@ use aya_ebpf::{
 };
 use core::mem;
 use lb_common::{
-    abi::{Addr, Addr4, Device, Flow, FlowAddr, FlowKey, FlowState, RangeKey, ServiceId},
+    abi::{
+        Addr, Addr4, Device, Flow, FlowAddr, FlowKey, FlowState, FragmentKey, FragmentPorts, RangeKey,
+        ServiceId,
+    },
     datapath::{
         packet::{self, Flows, Route, Side, Table, Verdict, Way, Work},
         tables::Tables as _,
@@ -16,7 +19,7 @@ use lb_common::{
 };
 
 use crate::{
-    answer, maps,
+    maps, rare,
     tables::{BpfTables, copy_words},
 };
 
@@ -56,8 +59,16 @@ pub(crate) trait Family: FlowAddr {
     fn call_commit(former: u32) -> u64;
     /// [`reserve`], likewise.
     fn call_reserve() -> u32;
-    /// [`answer::refuse`], likewise.
+    /// `rare::refuse`, likewise.
     fn call_refuse(ctx: *mut __sk_buff, l3: u32) -> i32;
+    /// `rare::icmp`, likewise.
+    fn call_icmp(ctx: *mut __sk_buff, side: Side, ifindex: u32) -> Verdict;
+    /// `rare::retell`, likewise.
+    fn call_retell(ctx: *mut __sk_buff, side: Side, l3: u32, forwards: bool) -> bool;
+    /// `rare::first`, likewise.
+    fn call_first(side: Side, id: u32);
+    /// `rare::later`, likewise.
+    fn call_later(side: Side, id: u32) -> bool;
 }
 
 impl Family for Addr4 {
@@ -115,7 +126,27 @@ impl Family for Addr4 {
 
     #[inline(always)]
     fn call_refuse(ctx: *mut __sk_buff, l3: u32) -> i32 {
-        answer::lb_refuse4(ctx, l3)
+        rare::lb_refuse4(ctx, l3)
+    }
+
+    #[inline(always)]
+    fn call_icmp(ctx: *mut __sk_buff, side: Side, ifindex: u32) -> Verdict {
+        verdict(rare::lb_icmp4(ctx, side as u32, ifindex))
+    }
+
+    #[inline(always)]
+    fn call_retell(ctx: *mut __sk_buff, side: Side, l3: u32, forwards: bool) -> bool {
+        rare::lb_retell4(ctx, side as u32, l3, forwards.into()) != 0
+    }
+
+    #[inline(always)]
+    fn call_first(side: Side, id: u32) {
+        rare::lb_first4(side as u32, id);
+    }
+
+    #[inline(always)]
+    fn call_later(side: Side, id: u32) -> bool {
+        rare::lb_later4(side as u32, id) != 0
     }
 }
 
@@ -174,7 +205,27 @@ impl Family for Addr {
 
     #[inline(always)]
     fn call_refuse(ctx: *mut __sk_buff, l3: u32) -> i32 {
-        answer::lb_refuse6(ctx, l3)
+        rare::lb_refuse6(ctx, l3)
+    }
+
+    #[inline(always)]
+    fn call_icmp(ctx: *mut __sk_buff, side: Side, ifindex: u32) -> Verdict {
+        verdict(rare::lb_icmp6(ctx, side as u32, ifindex))
+    }
+
+    #[inline(always)]
+    fn call_retell(ctx: *mut __sk_buff, side: Side, l3: u32, forwards: bool) -> bool {
+        rare::lb_retell6(ctx, side as u32, l3, forwards.into()) != 0
+    }
+
+    #[inline(always)]
+    fn call_first(side: Side, id: u32) {
+        rare::lb_first6(side as u32, id);
+    }
+
+    #[inline(always)]
+    fn call_later(side: Side, id: u32) -> bool {
+        rare::lb_later6(side as u32, id) != 0
     }
 }
 
@@ -271,6 +322,22 @@ impl<A: Family> Flows<A> for BpfTables {
     }
 
     #[inline(always)]
+    fn ports(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        let value = maps::FRAGS.get_ptr(key)?;
+        // SAFETY: the pointer is a live map value of one word; if the element is another key's by now,
+        // `FragmentPorts::is_of` tells.
+        let word = unsafe { value.cast::<u64>().read_volatile() };
+        #[expect(clippy::cast_possible_truncation, reason = "the word's fields")]
+        let (sport, dport, check) = (word as u16, (word >> 16) as u16, (word >> 32) as u32);
+        Some(FragmentPorts { sport, dport, check })
+    }
+
+    #[inline(always)]
+    fn put_ports(&self, key: &FragmentKey, ports: FragmentPorts) -> bool {
+        maps::FRAGS.insert(key, &ports, BPF_ANY.into()).is_ok()
+    }
+
+    #[inline(always)]
     fn may_tell(&self) -> bool {
         let Some(budget) = maps::BUDGET.get_ptr_mut(0) else { return false };
         // SAFETY: a live map value of this CPU, which no other program of this side uses before this one ends.
@@ -291,6 +358,16 @@ impl<A: Family> Flows<A> for BpfTables {
     #[inline(always)]
     fn reserve(&self, _work: &mut Work<A>) -> bool {
         A::call_reserve() != 0
+    }
+
+    #[inline(always)]
+    fn first(&self, side: Side, _work: &mut Work<A>, id: u32) {
+        A::call_first(side, id);
+    }
+
+    #[inline(always)]
+    fn later(&self, side: Side, _work: &mut Work<A>, id: u32) -> bool {
+        A::call_later(side, id)
     }
 }
 
@@ -318,7 +395,7 @@ fn route<A: Family>(tables: &BpfTables, key: &FlowKey<A>) -> Route {
 }
 
 /// A verdict in a number, as a function may return it that the verifier looks at by itself.
-const fn number(verdict: Verdict) -> u64 {
+pub(crate) const fn number(verdict: Verdict) -> u64 {
     match verdict {
         Verdict::Pass => 0,
         Verdict::Drop => 1,

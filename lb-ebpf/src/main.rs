@@ -3,13 +3,13 @@
 #![no_main]
 #![expect(clippy::needless_pass_by_value, reason = "the macros call entry points with the context by value")]
 
-mod answer;
 mod flows;
 mod license;
 mod log;
 mod maps;
 mod netns;
 mod panic;
+mod rare;
 mod skb;
 mod sock;
 mod tables;

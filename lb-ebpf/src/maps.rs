@@ -10,8 +10,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Addr, Addr4, Address, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Frontend,
-        FrontendKey, Netns, PortList, RangeKey, Service, Slot, SockTcp, SockUdp,
+        Addr, Addr4, Address, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, FragmentKey,
+        FragmentPorts, Frontend, FrontendKey, Netns, PortList, RangeKey, Service, Slot, SockTcp, SockUdp,
         maps::{AFFINITY_ENTRIES, MIN_ENTRIES, MMAPABLE, NO_PREALLOC},
         meta,
     },
@@ -80,6 +80,9 @@ pub(crate) static SCRATCH4: PerCpuArray<Scratch<Addr4>, 2> = PerCpuArray::new();
 /// The same for IPv6.
 #[btf_map(name = "lb_scratch6")]
 pub(crate) static SCRATCH6: PerCpuArray<Scratch<Addr>, 2> = PerCpuArray::new();
+/// Ports of datagrams that come in pieces.
+#[btf_map(name = "lb_frags")]
+pub(crate) static FRAGS: LruHashMap<FragmentKey, FragmentPorts, 1> = LruHashMap::new();
 /// ICMP errors that this CPU has sent lately.
 #[btf_map(name = "lb_budget")]
 pub(crate) static BUDGET: PerCpuArray<Budget, 1> = PerCpuArray::new();

@@ -315,6 +315,16 @@ impl Skb {
         forwards: bool,
     ) -> bool {
         let Some(addresses) = A::rewrite(self, l3, headers, after, forwards) else { return false };
+        if headers.fragment.is_later() {
+            // The ports and the checksum of the whole are in the first one. A sum over this one's bytes has changed, unless the header's
+            // checksum makes up for that.
+            if !A::IP_HAS_CHECKSUM {
+                #[expect(clippy::cast_possible_truncation, reason = "folded")]
+                // SAFETY: the context is valid for the program's run.
+                let _sum = unsafe { bpf_csum_update(self.ctx, addresses as u32) };
+            }
+            return true;
+        }
         let (checksum, flags) = match headers.key.proto {
             Proto::TCP => (16, 0),
             Proto::UDP => (6, BPF_F_MARK_MANGLED_0),

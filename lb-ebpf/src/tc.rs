@@ -6,6 +6,7 @@ use lb_common::{
     abi::{Addr, Addr4},
     datapath::packet::{self, Flows, Route, Side, Verdict, Way, parse},
 };
+use packet::refuse::Answers;
 use parse::{Headers, Packet as _, Part as _};
 
 use crate::{
@@ -54,14 +55,21 @@ fn packet(skb: &Skb, side: Side, kind: u16, l3: usize) -> i32 {
 }
 
 #[inline(always)]
-fn decide<A: Family + Layout>(skb: &Skb, side: Side, l3: usize, headers: Option<Headers<A>>) -> i32 {
+fn decide<A: Family + Layout + Answers>(
+    skb: &Skb,
+    side: Side,
+    l3: usize,
+    headers: Option<Headers<A>>,
+) -> i32 {
     let (Some(headers), Some(scratch)) = (headers, A::scratch(side)) else { return NEXT };
     // SAFETY: a live map value of this CPU, which no other program of this side uses before this one ends. Every part is plain
     // data, and is written before it is read.
     let Scratch { work, lookup } = unsafe { &mut *scratch };
     work.packet = headers;
     let tables = &BpfTables { ctx: skb.ctx(), ifindex: skb.ifindex(), lookup };
+    let is_message = work.packet.key.proto == A::ICMP;
     let verdict = match side {
+        _ if is_message => A::call_icmp(skb.as_ptr(), side, tables.ifindex),
         Side::Ingress => packet::ingress(tables, tables.ifindex, work),
         Side::Egress => packet::egress(tables, tables.ifindex, work),
     };
@@ -79,7 +87,12 @@ fn decide<A: Family + Layout>(skb: &Skb, side: Side, l3: usize, headers: Option<
             Route::Local | Route::None => return DROP,
         },
     };
-    if !skb.rewrite(l3, &work.packet, &work.after, leaves_by.is_some()) {
+    let written = if is_message {
+        A::call_retell(skb.as_ptr(), side, l3 as u32, leaves_by.is_some())
+    } else {
+        skb.rewrite(l3, &work.packet, &work.after, leaves_by.is_some())
+    };
+    if !written {
         return DROP;
     }
     leaves_by.map_or(NEXT, |ifindex| skb.leave_by(ifindex))

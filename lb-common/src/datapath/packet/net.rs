@@ -212,7 +212,7 @@ impl Net {
             l4: 34,
             tcp: kind.tcp,
             ttl: kind.ttl,
-            fragment: Fragment::Whole,
+            fragment: kind.fragment,
         };
         let mut work = Work::new(packet);
         let verdict = match side {
@@ -304,16 +304,22 @@ pub(super) struct Kind {
     proto: Proto,
     tcp: TcpFlags,
     ttl: u8,
+    fragment: Fragment,
 }
 
 impl Kind {
-    pub(super) const UDP: Self = Self { proto: Proto::UDP, tcp: TcpFlags { bits: 0 }, ttl: 64 };
-    pub(super) const SYN: Self = Self { proto: Proto::TCP, tcp: TcpFlags::SYN, ttl: 64 };
+    pub(super) const UDP: Self =
+        Self { proto: Proto::UDP, tcp: TcpFlags { bits: 0 }, ttl: 64, fragment: Fragment::WHOLE };
+    pub(super) const SYN: Self = Self { proto: Proto::TCP, tcp: TcpFlags::SYN, ..Self::UDP };
     pub(super) const SYN_ACK: Self = Self { tcp: TcpFlags { bits: 2 | 16 }, ..Self::SYN };
     pub(super) const ACK: Self = Self { tcp: TcpFlags::ACK, ..Self::SYN };
     pub(super) const FIN: Self = Self { tcp: TcpFlags { bits: 1 | 16 }, ..Self::SYN };
     pub(super) const RST: Self = Self { tcp: TcpFlags::RST, ..Self::SYN };
     pub(super) const INIT: Self = Self { proto: Proto::SCTP, ..Self::SYN };
+
+    pub(super) const fn piece(self, fragment: Fragment) -> Self {
+        Self { fragment, ..self }
+    }
 
     pub(super) const fn ttl(self, ttl: u8) -> Self {
         Self { ttl, ..self }

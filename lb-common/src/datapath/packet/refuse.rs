@@ -8,7 +8,7 @@ use core::hint::black_box;
 
 use super::{
     Flows,
-    parse::{Fragment, Headers, Part as _, TcpFlags},
+    parse::{Headers, Part as _, Piece, TcpFlags},
     rewrite::{Difference, Header, PacketMut},
 };
 use crate::abi::{Addr, Addr4, FlowKey, Proto, Reason};
@@ -30,7 +30,7 @@ const TTL: u8 = 64;
 /// Bytes of an Ethernet header.
 const ETHERNET: usize = 14;
 /// Bytes of an ICMP header.
-const ICMP: usize = 8;
+pub(super) const ICMP: usize = 8;
 /// Bytes of a TCP header.
 const TCP: usize = 20;
 /// Bytes behind the IP header that ICMP errors show of a packet (RFC 792): ports, and what UDP has beside them.
@@ -208,9 +208,9 @@ pub fn refuse<A: Answers, W: Flows<A>, P: Reshape>(
     }
     // Opaque: of an offset that is known to be another one plus a number, LLVM makes pointers that the verifier cannot connect.
     let (l3, headers) = (black_box(l3), &Headers { l4: black_box(headers.l4), ..*headers });
-    let answered = match (headers.key.proto, headers.fragment) {
-        (_, Fragment::Later(_)) | (Proto::TCP, Fragment::First(_)) => false,
-        (Proto::TCP, Fragment::Whole) => reset(packet, l3, headers),
+    let answered = match (headers.key.proto, headers.fragment.piece) {
+        (_, Piece::Later) | (Proto::TCP, Piece::First) => false,
+        (Proto::TCP, Piece::Whole) => reset(packet, l3, headers),
         // A reset is not larger than what it answers. This is, so there are not many of them.
         _ if !world.may_tell() => {
             world.count(Reason::Unanswered);

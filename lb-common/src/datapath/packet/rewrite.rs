@@ -154,6 +154,10 @@ pub fn rewrite<A: Header, P: PacketMut>(
     if !A::write(packet, l3, after, (headers.ttl, ttl), addresses) {
         return false;
     }
+    if headers.fragment.is_later() {
+        // The ports and the checksum of the whole are in the first one.
+        return true;
+    }
     let checksum = match before.proto {
         Proto::TCP => 16,
         Proto::UDP => 6,
