@@ -497,8 +497,12 @@ impl Reshape for Frame {
 impl FramePart {
     fn array<const LEN: usize>(&self, offset: usize) -> [u8; LEN] {
         let bytes = self.bytes.get(offset..).and_then(|rest| rest.first_chunk());
-        // No verifier accepts a program that reads further than it has asked for.
-        *bytes.expect("a part is as long as it was asked for")
+        #[expect(
+            clippy::expect_used,
+            reason = "no verifier accepts a program that reads further than it has asked for"
+        )]
+        let bytes = bytes.expect("a part is as long as it was asked for");
+        *bytes
     }
 }
 

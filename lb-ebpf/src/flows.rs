@@ -306,7 +306,6 @@ impl<A: Family> Flows<A> for BpfTables {
         }
         // Multiply and shift, as in `Run::pick`.
         let at = u64::from(random).wrapping_mul(u64::from(count)) >> 32;
-        #[expect(clippy::cast_possible_truncation, reason = "below `count`")]
         let at = at as u32;
         let value = maps::PORTS.get_ptr(at >> 2)?;
         // SAFETY: the pointer is a live map value of one word.
@@ -334,7 +333,7 @@ impl<A: Family> Flows<A> for BpfTables {
 
     #[inline(always)]
     fn put_ports(&self, key: &FragmentKey, ports: FragmentPorts) -> bool {
-        maps::FRAGS.insert(key, &ports, BPF_ANY.into()).is_ok()
+        maps::FRAGS.insert(key, ports, BPF_ANY.into()).is_ok()
     }
 
     #[inline(always)]

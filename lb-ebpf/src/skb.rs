@@ -29,6 +29,16 @@ const MOST: usize = 22 + 40 + MOST_EXTENSION_BYTES + 20;
 /// Bytes that suffice for nearly every packet: Ethernet, IPv6, TCP.
 const USUAL: u32 = 14 + 40 + 20;
 
+/// Loads a field of a context that is valid for the program's run. Volatile: LLVM must not pass the loaded numbers on as arguments.
+macro_rules! load {
+    ($ctx:expr, $field:ident) => {{
+        // SAFETY: the context is valid for the program's run.
+        let place = unsafe { &raw const (*$ctx).$field };
+        // SAFETY: as above.
+        unsafe { place.read_volatile() }
+    }};
+}
+
 /// A packet.
 pub(crate) struct Skb {
     ctx: *mut __sk_buff,
@@ -79,9 +89,8 @@ impl Skb {
         let skb = Self { ctx };
         let (data, end) = skb.bounds();
         if data + USUAL as usize > end {
-            // SAFETY: the context is valid for the program's run.
-            let len = unsafe { (&raw const (*ctx).len).read_volatile() };
-            // SAFETY: as above. What fails leaves the packet as it is, and what cannot be read is not ours.
+            let len = load!(ctx, len);
+            // SAFETY: the context is valid for the program's run. What fails leaves the packet as it is, and what cannot be read is not ours.
             let _short = unsafe { bpf_skb_pull_data(ctx, if len < USUAL { len } else { USUAL }) };
         }
         skb
@@ -89,10 +98,8 @@ impl Skb {
 
     #[inline(always)]
     fn bounds(&self) -> (usize, usize) {
-        // SAFETY: the context is valid for the program's run. Volatile: LLVM must not pass the loaded numbers on as arguments.
-        let data = unsafe { (&raw const (*self.ctx).data).read_volatile() };
-        // SAFETY: as above.
-        let end = unsafe { (&raw const (*self.ctx).data_end).read_volatile() };
+        let data = load!(self.ctx, data);
+        let end = load!(self.ctx, data_end);
         (data as usize, end as usize)
     }
 
@@ -111,8 +118,7 @@ impl Skb {
     /// Interface index of the device at hand.
     #[inline(always)]
     pub(crate) fn ifindex(&self) -> u32 {
-        // SAFETY: the context is valid for the program's run.
-        unsafe { (&raw const (*self.ctx).ifindex).read_volatile() }
+        load!(self.ctx, ifindex)
     }
 
     /// Writes bytes. False if the packet cannot be written.
@@ -127,7 +133,7 @@ impl Skb {
 
     /// Out of a device, to the neighbour that its routes say.
     #[inline(always)]
-    pub(crate) fn leave_by(&self, ifindex: u32) -> i32 {
+    pub(crate) fn leave_by(ifindex: u32) -> i32 {
         #[expect(clippy::cast_possible_truncation, reason = "an action")]
         // SAFETY: the helper takes no pointer here.
         let action = unsafe { bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) } as i32;
@@ -139,11 +145,10 @@ impl Skb {
     /// The packet of a program's context, all of whose headers that anybody looks at are made readable.
     #[inline(always)]
     pub(crate) fn whole(ctx: *mut __sk_buff) -> Self {
-        // SAFETY: the context is valid for the program's run.
-        let len = unsafe { (&raw const (*ctx).len).read_volatile() };
+        let len = load!(ctx, len);
         #[expect(clippy::cast_possible_truncation, reason = "some hundred")]
         let most = MOST as u32;
-        // SAFETY: as above. What fails leaves the packet as it is, and what cannot be read is not ours.
+        // SAFETY: the context is valid for the program's run. What fails leaves the packet as it is, and what cannot be read is not ours.
         let _short = unsafe { bpf_skb_pull_data(ctx, if len < most { len } else { most }) };
         Self { ctx }
     }
@@ -151,8 +156,7 @@ impl Skb {
     /// Whether the frame was sent to this device, and not to all or to others.
     #[inline(always)]
     pub(crate) fn is_for_us(&self) -> bool {
-        // SAFETY: the context is valid for the program's run.
-        unsafe { (&raw const (*self.ctx).pkt_type).read_volatile() == PACKET_HOST }
+        load!(self.ctx, pkt_type) == PACKET_HOST
     }
 
     /// Out of the device at hand, as it is.
@@ -196,7 +200,7 @@ impl Reshape for Skb {
     fn make_room(&mut self, _l3: usize, len: usize) -> bool {
         #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "a header's length")]
         let len = len as i32;
-        // SAFETY: as above. The kernel knows where the IP header is.
+        // SAFETY: the context is valid for the program's run. The kernel knows where the IP header is.
         unsafe { bpf_skb_adjust_room(self.ctx, len, BPF_ADJ_ROOM_MAC, 0) == 0 }
     }
 

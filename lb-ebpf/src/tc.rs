@@ -67,6 +67,8 @@ fn decide<A: Family + Layout + Answers>(
     let Scratch { work, lookup } = unsafe { &mut *scratch };
     work.packet = headers;
     let tables = &BpfTables { ctx: skb.ctx(), ifindex: skb.ifindex(), lookup };
+    #[expect(clippy::cast_possible_truncation, reason = "some ten")]
+    let place = l3 as u32;
     let is_message = work.packet.key.proto == A::ICMP;
     let verdict = match side {
         _ if is_message => A::call_icmp(skb.as_ptr(), side, tables.ifindex),
@@ -76,7 +78,7 @@ fn decide<A: Family + Layout + Answers>(
     let way = match verdict {
         Verdict::Pass => return NEXT,
         Verdict::Drop => return DROP,
-        Verdict::Refuse => return A::call_refuse(skb.as_ptr(), l3 as u32),
+        Verdict::Refuse => return A::call_refuse(skb.as_ptr(), place),
         Verdict::Translate(way) => way,
     };
     let leaves_by = match way {
@@ -88,12 +90,12 @@ fn decide<A: Family + Layout + Answers>(
         },
     };
     let written = if is_message {
-        A::call_retell(skb.as_ptr(), side, l3 as u32, leaves_by.is_some())
+        A::call_retell(skb.as_ptr(), side, place, leaves_by.is_some())
     } else {
         skb.rewrite(l3, &work.packet, &work.after, leaves_by.is_some())
     };
     if !written {
         return DROP;
     }
-    leaves_by.map_or(NEXT, |ifindex| skb.leave_by(ifindex))
+    leaves_by.map_or(NEXT, Skb::leave_by)
 }

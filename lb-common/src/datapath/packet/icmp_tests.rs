@@ -132,7 +132,7 @@ fn becomes(net: &Net, side: Side, ifindex: u32, (before, after): (&str, &str), w
         for kind in 0..3 {
             let before = Message { proto, quoted, kind, ..Message::new(before) };
             let ttl = if way == "on" { 64 } else { 63 };
-            let after = Message { proto, quoted, kind, ttl, ..Message::new(after) };
+            let after = Message { proto, ttl, quoted, kind, ..Message::new(after) };
             let (said, bytes) = decide(net, side, ifindex, before.bytes(net));
             assert_eq!(said, way, "{before:?}");
             assert_eq!(bytes, after.bytes(net), "{before:?}");

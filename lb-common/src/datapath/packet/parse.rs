@@ -138,6 +138,11 @@ impl<A> Headers<A> {
     }
 }
 
+/// Bits of the seventh and eighth byte of an IPv4 header.
+const MORE_FRAGMENTS: u16 = 0x2000;
+/// See [`MORE_FRAGMENTS`].
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+
 /// An IPv4 packet whose header begins at `l3` (RFC 791).
 #[inline(always)]
 pub fn v4<P: Packet>(packet: &P, l3: usize) -> Option<Headers<Addr4>> {
@@ -160,9 +165,9 @@ fn layout_v4<P: Packet>(packet: &P, l3: usize) -> Option<Layout<Addr4>> {
     }
     let [ttl, number] = ip.load16(8).to_be_bytes();
     let piece = ip.load16(6);
-    let fragment = match piece & 0x3fff {
+    let fragment = match piece & (MORE_FRAGMENTS | FRAGMENT_OFFSET) {
         0 => Fragment::WHOLE,
-        piece if piece & 0x1fff == 0 => Fragment::first(u32::from(ip.load16(4))),
+        piece if piece & FRAGMENT_OFFSET == 0 => Fragment::first(u32::from(ip.load16(4))),
         _ => Fragment::later(u32::from(ip.load16(4))),
     };
     let ends = (Addr4 { octets: ip.load32(12) }, Addr4 { octets: ip.load32(16) });

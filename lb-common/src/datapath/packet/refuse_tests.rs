@@ -20,8 +20,8 @@ use crate::{
 };
 
 const L3: usize = 14;
-const CLIENT: ([u8; 4], &str) = ([198, 51, 100, 7], "2001:db8:7::7");
-const SERVICE: ([u8; 4], &str) = ([203, 0, 113, 1], "2001:db8:1::1");
+const CLIENT: Both = ([198, 51, 100, 7], "2001:db8:7::7");
+const SERVICE: Both = ([203, 0, 113, 1], "2001:db8:1::1");
 
 /// A segment, a datagram or a chunk.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +36,10 @@ fn v6_of(text: &str) -> [u8; 16] {
     text.parse::<Ipv6Addr>().unwrap().octets()
 }
 
-fn ip(is_v6: bool, (from, to): (([u8; 4], &str), ([u8; 4], &str)), ttl: u8) -> IpHeaders {
+/// An address of each family.
+type Both = ([u8; 4], &'static str);
+
+fn ip(is_v6: bool, (from, to): (Both, Both), ttl: u8) -> IpHeaders {
     if is_v6 {
         let (source, destination) = (v6_of(from.1), v6_of(to.1));
         let header = Ipv6Header { hop_limit: ttl, source, destination, ..Ipv6Header::default() };
