@@ -11,7 +11,7 @@ use aya_ebpf::{
         bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
 };
-use core::{ffi::c_void, ptr};
+use core::{ffi::c_void, hint::black_box, ptr};
 use lb_common::{
     abi::{Addr, Addr4, FlowAddr, FlowKey, Proto},
     datapath::packet::{
@@ -42,6 +42,8 @@ macro_rules! load {
 /// A packet.
 pub(crate) struct Skb {
     ctx: *mut __sk_buff,
+    /// Known when this is built: see [`Skb::part`].
+    rare: bool,
 }
 
 /// Some bytes of it that were found to be there.
@@ -68,9 +70,13 @@ impl Part for Bytes {
 impl Packet for Skb {
     type Part = Bytes;
 
+    /// Functions for few packets keep many offsets, some of them on the stack, and the verifier of 5.10 forgets what it knew of those: there
+    /// each offset is limited where it is used, by a mask that LLVM can neither drop nor share.
     #[inline(always)]
     fn part<const LEN: usize>(&self, offset: usize) -> Option<Bytes> {
-        if offset > MOST {
+        const { assert!(MOST < 511, "the mask") };
+        let offset = if self.rare { black_box(offset) & 511 } else { offset };
+        if !self.rare && offset > MOST {
             return None;
         }
         let (data, end) = self.bounds();
@@ -86,7 +92,7 @@ impl Skb {
     /// The packet of a program's context. Its headers are made readable where they are not.
     #[inline(always)]
     pub(crate) fn new(ctx: *mut __sk_buff) -> Self {
-        let skb = Self { ctx };
+        let skb = Self { ctx, rare: false };
         let (data, end) = skb.bounds();
         if data + USUAL as usize > end {
             let len = load!(ctx, len);
@@ -150,7 +156,7 @@ impl Skb {
         let most = MOST as u32;
         // SAFETY: the context is valid for the program's run. What fails leaves the packet as it is, and what cannot be read is not ours.
         let _short = unsafe { bpf_skb_pull_data(ctx, if len < most { len } else { most }) };
-        Self { ctx }
+        Self { ctx, rare: true }
     }
 
     /// Whether the frame was sent to this device, and not to all or to others.

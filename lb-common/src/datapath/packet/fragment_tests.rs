@@ -9,6 +9,7 @@ use crate::abi::{FragmentKey, FragmentPorts, Proto};
 const FIRST: Kind = Kind::UDP.piece(Fragment::first(7));
 const LATER: Kind = Kind::UDP.piece(Fragment::later(7));
 
+/// 2.25-fragments.
 #[test]
 fn later_pieces_follow_the_first_one_in_both_directions() {
     both(|net| {

@@ -156,6 +156,7 @@ fn opened(net: Net, to: &str) -> Net {
 const ABOUT_REQUEST: &str = "client:4000 > lb:80";
 const ABOUT_ANSWER: &str = "lb:80 > client:4000";
 
+/// 2.25-icmp.
 #[test]
 fn the_client_of_a_masqueraded_flow_hears_of_the_backends_side() {
     both(|net| {
@@ -170,6 +171,7 @@ fn the_client_of_a_masqueraded_flow_hears_of_the_backends_side() {
     });
 }
 
+/// 2.25-icmp.
 #[test]
 fn the_backend_of_a_masqueraded_flow_hears_of_the_clients_side() {
     both(|net| {

@@ -178,7 +178,7 @@ impl Net {
     /// The next random numbers: places of a run of `of`, then ports.
     pub(super) fn choose(&self, numbers: &[(u32, u32)]) {
         let word = |&(place, of): &(u32, u32)| {
-            if of == 0 { place } else { u32::MAX / of * place + u32::MAX / of / 2 }
+            u32::MAX.checked_div(of).map_or(place, |step| step * place + step / 2)
         };
         *self.world.random.borrow_mut() = numbers.iter().rev().map(word).collect();
     }
