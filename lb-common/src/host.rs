@@ -9,13 +9,14 @@ use std::{
 use crate::{
     abi::{
         Addr, Addr4, Address, Affinity, AffinityKey, Backend, BackendId, Config, Device, Flow, FlowAddr,
-        FlowKey, FlowState, Frontend, FrontendKey, L4Addr, Netns, Reason, Run, Service, ServiceFlags,
-        ServiceId, Slot, SockTcp, SockUdp, Turn, UdpPeer,
+        FlowKey, FlowState, FragmentKey, FragmentPorts, Frontend, FrontendKey, L4Addr, Netns, Reason, Run,
+        Service, ServiceFlags, ServiceId, Slot, SockTcp, SockUdp, Turn, UdpPeer,
     },
     datapath::{
         packet::{
-            self, Flows, Route, Table, Verdict, Work,
+            self, Flows, Route, Side, Table, Verdict, Work,
             parse::{Packet, Part},
+            refuse::{Budget, Reshape},
             rewrite::PacketMut,
         },
         sock::Socket,
@@ -64,6 +65,10 @@ pub struct MemTables {
     pub allowed: BTreeSet<(ServiceId, Addr)>,
     /// Ports for masquerading.
     pub ports: Vec<u16>,
+    /// `lb_frags`, without an end to its capacity
+    pub fragments: RefCell<BTreeMap<FragmentKey, FragmentPorts>>,
+    /// ICMP errors that were sent lately.
+    pub budget: Cell<Budget>,
     /// `lb_new4`, `lb_flows4`
     pub flows4: MemFlows<Addr4>,
     /// `lb_new6`, `lb_flows6`
@@ -199,6 +204,22 @@ impl<A: Family> Flows<A> for MemTables {
         self.allowed.contains(&(service, client))
     }
 
+    fn ports(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn put_ports(&self, key: &FragmentKey, ports: FragmentPorts) -> bool {
+        self.fragments.borrow_mut().insert(*key, ports);
+        true
+    }
+
+    fn may_tell(&self) -> bool {
+        let mut budget = self.budget.get();
+        let may = budget.take(self.now_ms.get());
+        self.budget.set(budget);
+        may
+    }
+
     fn begin(&self, ifindex: u32, work: &mut Work<A>) -> Verdict {
         packet::begin(self, ifindex, work)
     }
@@ -209,6 +230,14 @@ impl<A: Family> Flows<A> for MemTables {
 
     fn reserve(&self, work: &mut Work<A>) -> bool {
         packet::reserve(self, work)
+    }
+
+    fn first(&self, _side: Side, work: &mut Work<A>, id: u32) {
+        let _written = packet::fragment::first(self, work, id);
+    }
+
+    fn later(&self, _side: Side, work: &mut Work<A>, id: u32) -> bool {
+        packet::fragment::later(self, work, id)
     }
 }
 
@@ -456,11 +485,34 @@ impl PacketMut for Frame {
     }
 }
 
+impl Reshape for Frame {
+    fn resize(&mut self, len: usize) -> bool {
+        self.bytes.resize(len, 0);
+        true
+    }
+
+    fn make_room(&mut self, l3: usize, len: usize) -> bool {
+        let fits = l3 <= self.bytes.len();
+        if fits {
+            self.bytes.splice(l3..l3, core::iter::repeat_n(0, len));
+        }
+        fits
+    }
+
+    fn is_unfinished(&mut self, _offset: usize) -> bool {
+        false
+    }
+}
+
 impl FramePart {
     fn array<const LEN: usize>(&self, offset: usize) -> [u8; LEN] {
         let bytes = self.bytes.get(offset..).and_then(|rest| rest.first_chunk());
-        // No verifier accepts a program that reads further than it has asked for.
-        *bytes.expect("a part is as long as it was asked for")
+        #[expect(
+            clippy::expect_used,
+            reason = "no verifier accepts a program that reads further than it has asked for"
+        )]
+        let bytes = bytes.expect("a part is as long as it was asked for");
+        *bytes
     }
 }
 

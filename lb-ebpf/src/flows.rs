@@ -6,19 +6,21 @@ use aya_ebpf::{
     btf_maps::lpm_trie::Key,
     helpers::generated::{bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
 };
-use core::mem;
+use core::ptr;
 use lb_common::{
-    abi::{Addr, Addr4, Device, Flow, FlowAddr, FlowKey, FlowState, RangeKey, ServiceId},
+    abi::{
+        Addr, Addr4, Device, Flow, FlowAddr, FlowKey, FlowState, FragmentKey, FragmentPorts, RangeKey,
+        ServiceId,
+    },
     datapath::{
-        packet::{self, Flows, Route, Table, Verdict, Way, Work},
+        packet::{self, Flows, Route, Side, Table, Verdict, Way, Work},
         tables::Tables as _,
     },
 };
 
 use crate::{
-    maps,
+    maps, rare,
     tables::{BpfTables, copy_words},
-    tc::Side,
 };
 
 /// Address families (include/linux/socket.h).
@@ -57,6 +59,16 @@ pub(crate) trait Family: FlowAddr {
     fn call_commit(former: u32) -> u64;
     /// [`reserve`], likewise.
     fn call_reserve() -> u32;
+    /// `rare::refuse`, likewise.
+    fn call_refuse(ctx: *mut __sk_buff, l3: u32) -> i32;
+    /// `rare::icmp`, likewise.
+    fn call_icmp(ctx: *mut __sk_buff, side: Side, ifindex: u32) -> Verdict;
+    /// `rare::retell`, likewise.
+    fn call_retell(ctx: *mut __sk_buff, side: Side, l3: u32, forwards: bool) -> bool;
+    /// `rare::first`, likewise.
+    fn call_first(side: Side, id: u32);
+    /// `rare::later`, likewise.
+    fn call_later(side: Side, id: u32) -> bool;
 }
 
 impl Family for Addr4 {
@@ -111,6 +123,31 @@ impl Family for Addr4 {
     fn call_reserve() -> u32 {
         lb_reserve4()
     }
+
+    #[inline(always)]
+    fn call_refuse(ctx: *mut __sk_buff, l3: u32) -> i32 {
+        rare::lb_refuse4(ctx, l3)
+    }
+
+    #[inline(always)]
+    fn call_icmp(ctx: *mut __sk_buff, side: Side, ifindex: u32) -> Verdict {
+        verdict(rare::lb_icmp4(ctx, side as u32, ifindex))
+    }
+
+    #[inline(always)]
+    fn call_retell(ctx: *mut __sk_buff, side: Side, l3: u32, forwards: bool) -> bool {
+        rare::lb_retell4(ctx, side as u32, l3, forwards.into()) != 0
+    }
+
+    #[inline(always)]
+    fn call_first(side: Side, id: u32) {
+        rare::lb_first4(side as u32, id);
+    }
+
+    #[inline(always)]
+    fn call_later(side: Side, id: u32) -> bool {
+        rare::lb_later4(side as u32, id) != 0
+    }
 }
 
 impl Family for Addr {
@@ -164,6 +201,31 @@ impl Family for Addr {
     #[inline(always)]
     fn call_reserve() -> u32 {
         lb_reserve6()
+    }
+
+    #[inline(always)]
+    fn call_refuse(ctx: *mut __sk_buff, l3: u32) -> i32 {
+        rare::lb_refuse6(ctx, l3)
+    }
+
+    #[inline(always)]
+    fn call_icmp(ctx: *mut __sk_buff, side: Side, ifindex: u32) -> Verdict {
+        verdict(rare::lb_icmp6(ctx, side as u32, ifindex))
+    }
+
+    #[inline(always)]
+    fn call_retell(ctx: *mut __sk_buff, side: Side, l3: u32, forwards: bool) -> bool {
+        rare::lb_retell6(ctx, side as u32, l3, forwards.into()) != 0
+    }
+
+    #[inline(always)]
+    fn call_first(side: Side, id: u32) {
+        rare::lb_first6(side as u32, id);
+    }
+
+    #[inline(always)]
+    fn call_later(side: Side, id: u32) -> bool {
+        rare::lb_later6(side as u32, id) != 0
     }
 }
 
@@ -244,7 +306,6 @@ impl<A: Family> Flows<A> for BpfTables {
         }
         // Multiply and shift, as in `Run::pick`.
         let at = u64::from(random).wrapping_mul(u64::from(count)) >> 32;
-        #[expect(clippy::cast_possible_truncation, reason = "below `count`")]
         let at = at as u32;
         let value = maps::PORTS.get_ptr(at >> 2)?;
         // SAFETY: the pointer is a live map value of one word.
@@ -257,6 +318,30 @@ impl<A: Family> Flows<A> for BpfTables {
     fn allows(&self, service: ServiceId, client: Addr) -> bool {
         let key = Key::new(RangeKey::BITS, RangeKey { service, addr: client.octets });
         maps::SRC_RANGES.get(&key).is_some()
+    }
+
+    #[inline(always)]
+    fn ports(&self, key: &FragmentKey) -> Option<FragmentPorts> {
+        let value = maps::FRAGS.get_ptr(key)?;
+        // SAFETY: the pointer is a live map value of one word; if the element is another key's by now,
+        // `FragmentPorts::is_of` tells.
+        let word = unsafe { value.cast::<u64>().read_volatile() };
+        #[expect(clippy::cast_possible_truncation, reason = "the word's fields")]
+        let (sport, dport, check) = (word as u16, (word >> 16) as u16, (word >> 32) as u32);
+        Some(FragmentPorts { sport, dport, check })
+    }
+
+    #[inline(always)]
+    fn put_ports(&self, key: &FragmentKey, ports: FragmentPorts) -> bool {
+        maps::FRAGS.insert(key, ports, BPF_ANY.into()).is_ok()
+    }
+
+    #[inline(always)]
+    fn may_tell(&self) -> bool {
+        let Some(budget) = maps::BUDGET.get_ptr_mut(0) else { return false };
+        // SAFETY: a live map value of this CPU, which no other program of this side uses before this one ends.
+        let budget = unsafe { &mut *budget };
+        budget.take(self.now_ms())
     }
 
     #[inline(always)]
@@ -273,6 +358,16 @@ impl<A: Family> Flows<A> for BpfTables {
     fn reserve(&self, _work: &mut Work<A>) -> bool {
         A::call_reserve() != 0
     }
+
+    #[inline(always)]
+    fn first(&self, side: Side, _work: &mut Work<A>, id: u32) {
+        A::call_first(side, id);
+    }
+
+    #[inline(always)]
+    fn later(&self, side: Side, _work: &mut Work<A>, id: u32) -> bool {
+        A::call_later(side, id)
+    }
 }
 
 /// Where packets of a key leave.
@@ -280,8 +375,14 @@ impl<A: Family> Flows<A> for BpfTables {
 fn route<A: Family>(tables: &BpfTables, key: &FlowKey<A>) -> Route {
     // SAFETY: whoever asks for routes has given memory for it, that of the packet at hand.
     let lookup = unsafe { &mut *tables.lookup };
-    // SAFETY: all fields are numbers or arrays of them.
-    *lookup = unsafe { mem::zeroed() };
+    // Word by word: for more at once LLVM calls memset, whose frame is one too many below `lb_begin6` by the count of 5.10.
+    let words: *mut u32 = ptr::from_mut(lookup).cast();
+    for index in 0..size_of::<FibLookup>() / 4 {
+        // SAFETY: all fields are numbers or arrays of them, and no smaller than a word together.
+        let word = unsafe { words.add(index) };
+        // SAFETY: as above.
+        unsafe { word.write_volatile(0) };
+    }
     A::put_ends(lookup, key);
     lookup.l4_protocol = key.proto.number;
     lookup.sport = key.sport.to_be();
@@ -299,7 +400,7 @@ fn route<A: Family>(tables: &BpfTables, key: &FlowKey<A>) -> Route {
 }
 
 /// A verdict in a number, as a function may return it that the verifier looks at by itself.
-const fn number(verdict: Verdict) -> u64 {
+pub(crate) const fn number(verdict: Verdict) -> u64 {
     match verdict {
         Verdict::Pass => 0,
         Verdict::Drop => 1,

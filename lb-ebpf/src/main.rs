@@ -9,6 +9,7 @@ mod log;
 mod maps;
 mod netns;
 mod panic;
+mod rare;
 mod skb;
 mod sock;
 mod tables;
@@ -18,6 +19,7 @@ use aya_ebpf::{
     macros::{cgroup_sock_addr, classifier},
     programs::{SockAddrContext, TcContext},
 };
+use lb_common::datapath::packet::Side;
 use sock::{SockAddr4, SockAddr6};
 
 /// connect() of an `AF_INET` socket.
@@ -78,11 +80,11 @@ fn lb_ask_netns(ctx: SockAddrContext) -> i32 {
 /// Packets that come from a device.
 #[classifier]
 fn lb_tc_ingress(ctx: TcContext) -> i32 {
-    tc::frame(&ctx, tc::Side::Ingress)
+    tc::frame(&ctx, Side::Ingress)
 }
 
 /// Packets that leave by a device.
 #[classifier]
 fn lb_tc_egress(ctx: TcContext) -> i32 {
-    tc::frame(&ctx, tc::Side::Egress)
+    tc::frame(&ctx, Side::Egress)
 }

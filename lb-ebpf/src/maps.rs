@@ -8,11 +8,14 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage},
     macros::btf_map,
 };
-use lb_common::abi::{
-    Addr, Addr4, Address, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Frontend,
-    FrontendKey, Netns, PortList, RangeKey, Service, Slot, SockTcp, SockUdp, Turn,
-    maps::{AFFINITY_ENTRIES, MIN_ENTRIES, MMAPABLE, NO_PREALLOC},
-    meta,
+use lb_common::{
+    abi::{
+        Addr, Addr4, Address, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, FragmentKey,
+        FragmentPorts, Frontend, FrontendKey, Netns, PortList, RangeKey, Service, Slot, SockTcp, SockUdp, Turn,
+        maps::{AFFINITY_ENTRIES, MIN_ENTRIES, MMAPABLE, NO_PREALLOC},
+        meta,
+    },
+    datapath::packet::refuse::Budget,
 };
 
 /// Where traffic is accepted.
@@ -80,6 +83,12 @@ pub(crate) static SCRATCH4: PerCpuArray<Scratch<Addr4>, 2> = PerCpuArray::new();
 /// The same for IPv6.
 #[btf_map(name = "lb_scratch6")]
 pub(crate) static SCRATCH6: PerCpuArray<Scratch<Addr>, 2> = PerCpuArray::new();
+/// Ports of datagrams that come in pieces.
+#[btf_map(name = "lb_frags")]
+pub(crate) static FRAGS: LruHashMap<FragmentKey, FragmentPorts, 1> = LruHashMap::new();
+/// ICMP errors that this CPU has sent lately.
+#[btf_map(name = "lb_budget")]
+pub(crate) static BUDGET: PerCpuArray<Budget, 1> = PerCpuArray::new();
 /// Counters by reason.
 #[btf_map(name = "lb_reasons")]
 pub(crate) static REASONS: PerCpuArray<u64, { lb_common::abi::Reason::ALL.len() }> = PerCpuArray::new();

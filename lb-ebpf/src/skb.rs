@@ -2,26 +2,48 @@
 #![expect(unsafe_code, reason = "packets, contexts and helpers are raw pointers")]
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    bindings::{
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    },
     helpers::generated::{
-        bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect_neigh, bpf_skb_pull_data,
-        bpf_skb_store_bytes,
+        bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
 };
-use core::{ffi::c_void, ptr};
+use core::{ffi::c_void, hint::black_box, ptr};
 use lb_common::{
     abi::{Addr, Addr4, FlowAddr, FlowKey, Proto},
-    datapath::packet::parse::{Headers, MOST_EXTENSION_BYTES, Packet, Part},
+    datapath::packet::{
+        parse::{Headers, MOST_EXTENSION_BYTES, Packet, Part},
+        refuse::Reshape,
+        rewrite::PacketMut,
+    },
 };
+
+/// `PACKET_HOST` (include/uapi/linux/if_packet.h).
+const PACKET_HOST: u32 = 0;
 
 /// Bytes at the beginning of a packet that are read at most: Ethernet with two VLAN tags, IPv6 with four extension headers, TCP.
 const MOST: usize = 22 + 40 + MOST_EXTENSION_BYTES + 20;
 /// Bytes that suffice for nearly every packet: Ethernet, IPv6, TCP.
 const USUAL: u32 = 14 + 40 + 20;
 
+/// Loads a field of a context that is valid for the program's run. Volatile: LLVM must not pass the loaded numbers on as arguments.
+macro_rules! load {
+    ($ctx:expr, $field:ident) => {{
+        // SAFETY: the context is valid for the program's run.
+        let place = unsafe { &raw const (*$ctx).$field };
+        // SAFETY: as above.
+        unsafe { place.read_volatile() }
+    }};
+}
+
 /// A packet.
 pub(crate) struct Skb {
     ctx: *mut __sk_buff,
+    /// Known when this is built: see [`Skb::part`].
+    rare: bool,
 }
 
 /// Some bytes of it that were found to be there.
@@ -48,9 +70,13 @@ impl Part for Bytes {
 impl Packet for Skb {
     type Part = Bytes;
 
+    /// Functions for few packets keep many offsets, some of them on the stack, and the verifier of 5.10 forgets what it knew of those: there
+    /// each offset is limited where it is used, by a mask that LLVM can neither drop nor share.
     #[inline(always)]
     fn part<const LEN: usize>(&self, offset: usize) -> Option<Bytes> {
-        if offset > MOST {
+        const { assert!(MOST < 511, "the mask") };
+        let offset = if self.rare { black_box(offset) & 511 } else { offset };
+        if !self.rare && offset > MOST {
             return None;
         }
         let (data, end) = self.bounds();
@@ -66,12 +92,11 @@ impl Skb {
     /// The packet of a program's context. Its headers are made readable where they are not.
     #[inline(always)]
     pub(crate) fn new(ctx: *mut __sk_buff) -> Self {
-        let skb = Self { ctx };
+        let skb = Self { ctx, rare: false };
         let (data, end) = skb.bounds();
         if data + USUAL as usize > end {
-            // SAFETY: the context is valid for the program's run.
-            let len = unsafe { (&raw const (*ctx).len).read_volatile() };
-            // SAFETY: as above. What fails leaves the packet as it is, and what cannot be read is not ours.
+            let len = load!(ctx, len);
+            // SAFETY: the context is valid for the program's run. What fails leaves the packet as it is, and what cannot be read is not ours.
             let _short = unsafe { bpf_skb_pull_data(ctx, if len < USUAL { len } else { USUAL }) };
         }
         skb
@@ -79,10 +104,8 @@ impl Skb {
 
     #[inline(always)]
     fn bounds(&self) -> (usize, usize) {
-        // SAFETY: the context is valid for the program's run. Volatile: LLVM must not pass the loaded numbers on as arguments.
-        let data = unsafe { (&raw const (*self.ctx).data).read_volatile() };
-        // SAFETY: as above.
-        let end = unsafe { (&raw const (*self.ctx).data_end).read_volatile() };
+        let data = load!(self.ctx, data);
+        let end = load!(self.ctx, data_end);
         (data as usize, end as usize)
     }
 
@@ -92,11 +115,16 @@ impl Skb {
         self.ctx.cast()
     }
 
+    /// For functions that take the packet.
+    #[inline(always)]
+    pub(crate) const fn as_ptr(&self) -> *mut __sk_buff {
+        self.ctx
+    }
+
     /// Interface index of the device at hand.
     #[inline(always)]
     pub(crate) fn ifindex(&self) -> u32 {
-        // SAFETY: the context is valid for the program's run.
-        unsafe { (&raw const (*self.ctx).ifindex).read_volatile() }
+        load!(self.ctx, ifindex)
     }
 
     /// Writes bytes. False if the packet cannot be written.
@@ -111,11 +139,92 @@ impl Skb {
 
     /// Out of a device, to the neighbour that its routes say.
     #[inline(always)]
-    pub(crate) fn leave_by(&self, ifindex: u32) -> i32 {
+    pub(crate) fn leave_by(ifindex: u32) -> i32 {
         #[expect(clippy::cast_possible_truncation, reason = "an action")]
         // SAFETY: the helper takes no pointer here.
         let action = unsafe { bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) } as i32;
         action
+    }
+}
+
+impl Skb {
+    /// The packet of a program's context, all of whose headers that anybody looks at are made readable.
+    #[inline(always)]
+    pub(crate) fn whole(ctx: *mut __sk_buff) -> Self {
+        let len = load!(ctx, len);
+        #[expect(clippy::cast_possible_truncation, reason = "some hundred")]
+        let most = MOST as u32;
+        // SAFETY: the context is valid for the program's run. What fails leaves the packet as it is, and what cannot be read is not ours.
+        let _short = unsafe { bpf_skb_pull_data(ctx, if len < most { len } else { most }) };
+        Self { ctx, rare: true }
+    }
+
+    /// Whether the frame was sent to this device, and not to all or to others.
+    #[inline(always)]
+    pub(crate) fn is_for_us(&self) -> bool {
+        load!(self.ctx, pkt_type) == PACKET_HOST
+    }
+
+    /// Out of the device at hand, as it is.
+    #[inline(always)]
+    pub(crate) fn send_back(&self) -> i32 {
+        #[expect(clippy::cast_possible_truncation, reason = "an action")]
+        // SAFETY: the helper takes no pointer.
+        let action = unsafe { bpf_redirect(self.ifindex(), 0) } as i32;
+        action
+    }
+
+    /// Adds to the checksum field at `offset`, where that is not the network card's task.
+    #[inline(always)]
+    fn add_to_checksum(&self, offset: u32, difference: u64) -> bool {
+        // SAFETY: the context is valid for the program's run.
+        unsafe { bpf_l4_csum_replace(self.ctx, offset, 0, difference, 0) == 0 }
+    }
+}
+
+impl PacketMut for Skb {
+    #[inline(always)]
+    fn store<const LEN: usize>(&mut self, offset: usize, bytes: [u8; LEN]) -> bool {
+        #[expect(clippy::cast_possible_truncation, reason = "below `MOST`")]
+        let (offset, len) = (offset as u32, LEN as u32);
+        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+        // SAFETY: the context is valid for the program's run, and `bytes` has `len` bytes.
+        unsafe { bpf_skb_store_bytes(self.ctx, offset, (&raw const bytes).cast(), len, flags) == 0 }
+    }
+}
+
+impl Reshape for Skb {
+    #[inline(always)]
+    fn resize(&mut self, len: usize) -> bool {
+        #[expect(clippy::cast_possible_truncation, reason = "below `MOST`")]
+        let len = len as u32;
+        // SAFETY: the context is valid for the program's run.
+        unsafe { bpf_skb_change_tail(self.ctx, len, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, _l3: usize, len: usize) -> bool {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "a header's length")]
+        let len = len as i32;
+        // SAFETY: the context is valid for the program's run. The kernel knows where the IP header is.
+        unsafe { bpf_skb_adjust_room(self.ctx, len, BPF_ADJ_ROOM_MAC, 0) == 0 }
+    }
+
+    /// No program is told, but a helper that changes a checksum leaves those alone that the network card finishes.
+    #[inline(always)]
+    fn is_unfinished(&mut self, offset: usize) -> bool {
+        let Some(before) = self.part::<2>(offset) else { return false };
+        let before = before.load16(0);
+        #[expect(clippy::cast_possible_truncation, reason = "below `MOST`")]
+        if !self.add_to_checksum(offset as u32, 1) {
+            return false;
+        }
+        let Some(after) = self.part::<2>(offset) else { return false };
+        if after.load16(0) == before {
+            return true;
+        }
+        self.store(offset, before.to_be_bytes());
+        false
     }
 }
 
@@ -216,6 +325,16 @@ impl Skb {
         forwards: bool,
     ) -> bool {
         let Some(addresses) = A::rewrite(self, l3, headers, after, forwards) else { return false };
+        if headers.fragment.is_later() {
+            // The ports and the checksum of the whole are in the first one. A sum over this one's bytes has changed, unless the header's
+            // checksum makes up for that.
+            if !A::IP_HAS_CHECKSUM {
+                #[expect(clippy::cast_possible_truncation, reason = "folded")]
+                // SAFETY: the context is valid for the program's run.
+                let _sum = unsafe { bpf_csum_update(self.ctx, addresses as u32) };
+            }
+            return true;
+        }
         let (checksum, flags) = match headers.key.proto {
             Proto::TCP => (16, 0),
             Proto::UDP => (6, BPF_F_MARK_MANGLED_0),

@@ -50,7 +50,7 @@ unsafe fn load_word<T>(value: *const T, index: usize) -> u64 {
 /// `value` points to a live map value with 8-byte alignment.
 #[inline(always)]
 pub(crate) unsafe fn copy_words<T>(value: *const T, into: &mut T) {
-    const { assert!(size_of::<T>() % 8 == 0 && align_of::<T>() == 8, "words") };
+    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8, "words") };
     let into: *mut T = into;
     for index in 0..size_of::<T>() / 8 {
         // SAFETY: the caller's promise; `into` is as large.

@@ -4,8 +4,9 @@
 use aya_ebpf::{EbpfContext as _, programs::TcContext};
 use lb_common::{
     abi::{Addr, Addr4},
-    datapath::packet::{self, Flows, Route, Verdict, Way, parse},
+    datapath::packet::{self, Flows, Route, Side, Verdict, Way, parse},
 };
+use packet::refuse::Answers;
 use parse::{Headers, Packet as _, Part as _};
 
 use crate::{
@@ -17,17 +18,7 @@ use crate::{
 /// `TC_ACT_UNSPEC`: whoever is next decides, as if we were not here.
 const NEXT: i32 = -1;
 /// `TC_ACT_SHOT`
-const DROP: i32 = 2;
-
-/// Which way packets of a program go.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub(crate) enum Side {
-    /// They come from the device.
-    Ingress = 0,
-    /// They leave by it.
-    Egress = 1,
-}
+pub(crate) const DROP: i32 = 2;
 
 /// EtherTypes.
 const IPV4: u16 = 0x0800;
@@ -64,20 +55,30 @@ fn packet(skb: &Skb, side: Side, kind: u16, l3: usize) -> i32 {
 }
 
 #[inline(always)]
-fn decide<A: Family + Layout>(skb: &Skb, side: Side, l3: usize, headers: Option<Headers<A>>) -> i32 {
+fn decide<A: Family + Layout + Answers>(
+    skb: &Skb,
+    side: Side,
+    l3: usize,
+    headers: Option<Headers<A>>,
+) -> i32 {
     let (Some(headers), Some(scratch)) = (headers, A::scratch(side)) else { return NEXT };
     // SAFETY: a live map value of this CPU, which no other program of this side uses before this one ends. Every part is plain
     // data, and is written before it is read.
     let Scratch { work, lookup } = unsafe { &mut *scratch };
     work.packet = headers;
     let tables = &BpfTables { ctx: skb.ctx(), ifindex: skb.ifindex(), lookup };
+    #[expect(clippy::cast_possible_truncation, reason = "some ten")]
+    let place = l3 as u32;
+    let is_message = work.packet.key.proto == A::ICMP;
     let verdict = match side {
+        _ if is_message => A::call_icmp(skb.as_ptr(), side, tables.ifindex),
         Side::Ingress => packet::ingress(tables, tables.ifindex, work),
         Side::Egress => packet::egress(tables, tables.ifindex, work),
     };
     let way = match verdict {
         Verdict::Pass => return NEXT,
-        Verdict::Drop | Verdict::Refuse => return DROP,
+        Verdict::Drop => return DROP,
+        Verdict::Refuse => return A::call_refuse(skb.as_ptr(), place),
         Verdict::Translate(way) => way,
     };
     let leaves_by = match way {
@@ -88,8 +89,13 @@ fn decide<A: Family + Layout>(skb: &Skb, side: Side, l3: usize, headers: Option<
             Route::Local | Route::None => return DROP,
         },
     };
-    if !skb.rewrite(l3, &work.packet, &work.after, leaves_by.is_some()) {
+    let written = if is_message {
+        A::call_retell(skb.as_ptr(), side, place, leaves_by.is_some())
+    } else {
+        skb.rewrite(l3, &work.packet, &work.after, leaves_by.is_some())
+    };
+    if !written {
         return DROP;
     }
-    leaves_by.map_or(NEXT, |ifindex| skb.leave_by(ifindex))
+    leaves_by.map_or(NEXT, Skb::leave_by)
 }

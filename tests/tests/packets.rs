@@ -18,8 +18,11 @@ use lb_common::abi::{
     FrontendKind, L4Addr, PacketLb, Proto, Run, Service, ServiceFlags, ServiceId, Slot,
 };
 use lb_common::datapath::packet::parse::{Headers, v4, v6};
-use lb_common::datapath::packet::rewrite::{Header, rewrite};
-use lb_common::datapath::packet::{Flows, Route, Verdict, Way, Work, egress, ingress};
+use lb_common::datapath::packet::refuse::refuse;
+use lb_common::datapath::packet::rewrite::rewrite;
+use lb_common::datapath::packet::{
+    Errors, Flows, Route, Side, Verdict, Way, Work, egress, icmp, ingress, retell,
+};
 use lb_common::host::{Family, Frame, MemTables};
 use lb_tests::packets::fill;
 use lb_tests::{Netns, needs_root};
@@ -141,10 +144,11 @@ struct Kernel<'a> {
 /// A node with an uplink, an overlay, a pod, and a device that is not served.
 fn node() -> Netns {
     let netns = Netns::new("packets").unwrap();
+    // Frames to others are not answered: every device has the address that they are sent to.
     let mut lines = String::new();
     for (ifindex, name) in [(UPLINK, "uplink"), (OVERLAY, "ov"), (POD, "pod"), (DARK, "dark")] {
         lines += &format!(
-            "link add {name} index {ifindex} type veth peer name {name}p index {}
+            "link add {name} address 04:04:04:04:04:04 index {ifindex} type veth peer name {name}p index {}
                  link set {name} up
                  link set {name}p up
                  ",
@@ -179,7 +183,7 @@ impl<'a> Kernel<'a> {
     fn new(netns: &'a Netns) -> Self {
         let mut loader = EbpfLoader::new();
         loader.override_global("LB_HAS_COARSE_CLOCK", &0_u32, true);
-        for map in ["lb_new4", "lb_new6", "lb_flows4", "lb_flows6"] {
+        for map in ["lb_new4", "lb_new6", "lb_flows4", "lb_flows6", "lb_frags"] {
             loader.map_max_entries(map, 4096);
         }
         let mut ebpf = loader.load(OBJECT).unwrap();
@@ -213,7 +217,8 @@ impl<'a> Kernel<'a> {
             })
             .pipe(|(action, len)| {
                 out.truncate(len);
-                (action, out)
+                // What is left of a dropped packet is nobody's.
+                (action, if action == DROP { packet.bytes.clone() } else { out })
             })
     }
 }
@@ -269,7 +274,7 @@ fn host(world: &MemTables, packet: &Packet) -> (u32, Vec<u8>) {
     }
 }
 
-fn decide<A: Family + Header>(
+fn decide<A: Family + Errors>(
     world: &MemTables,
     packet: &Packet,
     l3: usize,
@@ -277,14 +282,23 @@ fn decide<A: Family + Header>(
 ) -> (u32, Vec<u8>) {
     let Some(headers) = headers else { return (NEXT, packet.bytes.clone()) };
     let mut work = Work::new(headers);
-    let verdict = if packet.egress {
+    let mut frame = Frame { bytes: packet.bytes.clone() };
+    let is_message = headers.key.proto == A::ICMP;
+    let verdict = if is_message {
+        let side = if packet.egress { Side::Egress } else { Side::Ingress };
+        icmp(world, side, packet.ifindex, &frame, &mut work)
+    } else if packet.egress {
         egress(world, packet.ifindex, &mut work)
     } else {
         ingress(world, packet.ifindex, &mut work)
     };
     let way = match verdict {
         Verdict::Pass => return (NEXT, packet.bytes.clone()),
-        Verdict::Drop | Verdict::Refuse => return (DROP, packet.bytes.clone()),
+        Verdict::Drop => return (DROP, packet.bytes.clone()),
+        Verdict::Refuse => {
+            let answered = refuse(world, &mut frame, l3, &work.packet);
+            return if answered { (REDIRECT, frame.bytes) } else { (DROP, packet.bytes.clone()) };
+        }
         Verdict::Translate(way) => way,
     };
     let action = match way {
@@ -294,13 +308,86 @@ fn decide<A: Family + Header>(
         }
         Way::Routed | Way::Device { .. } => REDIRECT,
     };
-    let mut frame = Frame { bytes: packet.bytes.clone() };
-    assert!(rewrite(&mut frame, l3, &work.packet, &work.after, action == REDIRECT));
+    let forwards = action == REDIRECT;
+    let written = if is_message {
+        retell(&mut frame, l3, &work, forwards)
+    } else {
+        rewrite(&mut frame, l3, &work.packet, &work.after, forwards)
+    };
+    assert!(written);
     (action, frame.bytes)
 }
 
 /// One of the things that are said by TCP, or a datagram.
 const SAID: [u8; 14] = [0x02, 0x02, 0x02, 0x02, 0x12, 0x10, 0x10, 0x11, 0x04, 0x14, 0xff, 0xff, 0xff, 0xff];
+
+/// What a packet is made into.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    Whole,
+    /// The first piece of a datagram, or a later one.
+    Piece(bool),
+    /// An ICMP error about it, from somebody to its sender; or to somebody else.
+    About(&'static str, bool),
+}
+
+impl Form {
+    fn of(self, bytes: Vec<u8>, is_v6: bool) -> Vec<u8> {
+        match self {
+            Self::Whole => bytes,
+            Self::Piece(later) => piece(bytes, is_v6, later),
+            Self::About(teller, astray) => about(&bytes, is_v6, teller, astray),
+        }
+    }
+}
+
+fn piece(mut bytes: Vec<u8>, is_v6: bool, later: bool) -> Vec<u8> {
+    let header = if is_v6 { 40 } else { 20 };
+    if later {
+        bytes.drain(14 + header..14 + header + 8);
+    }
+    if is_v6 {
+        let offset = if later { 8 } else { 1 };
+        bytes.splice(54..54, [bytes[20], 0, 0, offset, 1, 2, 3, 4]);
+        bytes[20] = 44;
+    } else {
+        bytes[18..22].copy_from_slice(&[0x12, 0x34, if later { 0 } else { 0x20 }, u8::from(later)]);
+    }
+    bytes
+}
+
+fn about(bytes: &[u8], is_v6: bool, teller: &str, astray: bool) -> Vec<u8> {
+    let (at, length) = if is_v6 { (22, 16) } else { (26, 4) };
+    let mut to = bytes[at..at + length].to_vec();
+    if astray {
+        to[length - 1] ^= 1;
+    }
+    let from = addr(place(teller), is_v6);
+    let quoted = &bytes[14..];
+    let builder = PacketBuilder::ethernet2([2; 6], [4; 6]);
+    let mut message = Vec::new();
+    if is_v6 {
+        let builder = builder.ipv6(from.octets, to.try_into().unwrap(), 9);
+        let kind = etherparse::Icmpv6Type::PacketTooBig { mtu: 1400 };
+        builder.icmpv6(kind).write(&mut message, quoted).unwrap();
+    } else {
+        let [.., a, b, c, d] = from.octets;
+        let builder = builder.ipv4([a, b, c, d], to.try_into().unwrap(), 9);
+        let kind =
+            etherparse::Icmpv4Type::TimeExceeded(etherparse::icmpv4::TimeExceededCode::TtlExceededInTransit);
+        builder.icmpv4(kind).write(&mut message, quoted).unwrap();
+    }
+    message
+}
+
+fn form() -> impl Strategy<Value = Form> {
+    let teller = prop::sample::select(vec!["client", "far", "pod", "node", "other"]);
+    prop_oneof![
+        8 => Just(Form::Whole),
+        1 => any::<bool>().prop_map(Form::Piece),
+        2 => (teller, prop::bool::weighted(0.1)).prop_map(|(teller, astray)| Form::About(teller, astray)),
+    ]
+}
 
 fn packets() -> impl Strategy<Value = Packet> {
     let device = prop_oneof![4 => Just(UPLINK), 2 => Just(OVERLAY), 2 => Just(POD), 1 => Just(DARK)];
@@ -333,7 +420,16 @@ fn packets() -> impl Strategy<Value = Packet> {
     ]);
     let reply = (prop::sample::select(vec!["far", "pod"]), seen_as)
         .prop_map(|(from, (to, dport))| (place(from), place(to), 8080, dport));
-    let ends = prop_oneof![6 => request, 4 => reply, 1 => any_ends];
+    // What a client and a backend are sent, and errors quote.
+    let met = prop::sample::select(vec![
+        ("tunnel", "far", PORT, 8080),
+        ("client", "pod", 4000, 8080),
+        ("pod", "far", 4000, 8080),
+        ("lb1", "client", 80, 4000),
+        ("lb2", "client", 80, 4000),
+    ])
+    .prop_map(|(from, to, sport, dport)| (place(from), place(to), sport, dport));
+    let ends = prop_oneof![6 => request, 4 => reply, 2 => met, 1 => any_ends];
     let damage = prop_oneof![
         16 => Just(None),
         1 => (0_usize..70, any::<u8>()).prop_map(Some)
@@ -344,14 +440,15 @@ fn packets() -> impl Strategy<Value = Packet> {
         device,
         ends,
         prop::sample::select(SAID.to_vec()),
-        prop_oneof![20 => Just(64_u8), 1 => 0_u8..3],
+        (prop_oneof![20 => Just(64_u8), 1 => 0_u8..3], form()),
         0..3_usize,
         damage,
         cut,
     )
         .prop_map(
-            |((egress, is_v6), ifindex, (from, to, sport, dport), said, ttl, tags, damage, cut)| {
-                let mut bytes = frame(is_v6, (from, to), (sport, dport), said, ttl);
+            |((egress, is_v6), ifindex, (from, to, sport, dport), said, (ttl, form), tags, damage, cut)| {
+                let bytes = frame(is_v6, (from, to), (sport, dport), said, ttl);
+                let mut bytes = form.of(bytes, is_v6);
                 for _ in 0..tags.saturating_sub(1) {
                     bytes.splice(12..12, [0x81, 0, 0, 5]);
                 }

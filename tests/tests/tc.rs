@@ -3,16 +3,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use aya::programs::tc::{NlOptions, TcAttachOptions};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
-use aya::{Ebpf, EbpfLoader};
-use lb_agent::datapath::OBJECT;
-use lb_common::abi::{
-    Addr, Addr4, Address, Backend, BackendId, BackendState, Config, Device, FlowAddr as _, Frontend,
-    FrontendKey, FrontendKind, L4Addr, Proto, Run, Service, ServiceId, Slot,
-};
+use lb_common::abi::{Addr4, Address, Config, Device, FlowAddr as _};
 use lb_common::host::MemTables;
-use lb_tests::packets::fill;
+use lb_tests::packets::{attach, fill, load, serve};
 use lb_tests::probe::{Serve, Tcp, Udp};
 use lb_tests::{Node, Topology, needs, needs_root};
 
@@ -20,48 +13,8 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-/// Puts one backend behind a cluster IP and NodePort 30080 of both families, for TCP and UDP.
-fn serve(world: &mut MemTables, id: u32, vip: IpAddr, port: u16, backend: IpAddr, here: bool) {
-    let service = ServiceId { index: id };
-    let owner = BackendId { index: id };
-    let addr = Addr::from(backend);
-    world.slots.insert(id, Slot { addr, port: 8080, backend: owner, generation: 1, ..Slot::FREE });
-    let runs = Backend::IN_CLUSTER | if here { Backend::HERE } else { 0 };
-    let state = BackendState::Active as u8;
-    world.backends.insert(owner, Backend { generation: 1, state, runs, pad: 0 });
-    let run = Run { base: id, count: 1, generation: 1 };
-    world.services.insert(service, Service { cluster: run, local: run, ..Service::FREE });
-    for proto in [Proto::TCP, Proto::UDP] {
-        let vip = Addr::from(vip);
-        for (addr, port, kind) in
-            [(vip, 80, FrontendKind::ClusterIp), (vip.any(), port, FrontendKind::NodePort)]
-        {
-            let key = FrontendKey::new(L4Addr { addr, port }, proto);
-            world.frontends.insert(key, Frontend::new(key, service, kind));
-        }
-    }
-}
-
 fn ifindex(node: &Node, name: &str) -> u32 {
     node.netns.run(|| nix::net::if_::if_nametoindex(name).unwrap())
-}
-
-/// Attaches both programs to a device, by links where the kernel has them.
-fn attach(node: &Node, ebpf: &mut Ebpf, device: &str, tcx: bool) {
-    node.netns.run(|| {
-        if !tcx {
-            aya::programs::tc::qdisc_add_clsact(device).unwrap();
-        }
-        for (name, at) in [("lb_tc_ingress", TcAttachType::Ingress), ("lb_tc_egress", TcAttachType::Egress)] {
-            let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
-            let options = if tcx {
-                TcAttachOptions::TcxOrder(LinkOrder::first())
-            } else {
-                TcAttachOptions::Netlink(NlOptions { priority: 1, ..NlOptions::default() })
-            };
-            program.attach_with_options(device, at, options).unwrap();
-        }
-    });
 }
 
 /// Whether programs are attached at tc by links here.
@@ -89,10 +42,10 @@ fn reaches(tcx: bool) {
         local.serve(&Serve::tcp("own", (addr, 8080).into())).unwrap();
         local.serve(&Serve::udp("own", (addr, 8080).into())).unwrap();
     }
-    serve(&mut world, 1, ip("10.0.1.100"), 30_080, far[0], false);
-    serve(&mut world, 2, ip("fd00:10:0:1::100"), 30_080, far[1], false);
-    serve(&mut world, 3, ip("10.0.2.100"), 30_081, own.ipv4.into(), true);
-    serve(&mut world, 4, ip("fd00:10:0:2::100"), 30_081, own.ipv6.into(), true);
+    serve(&mut world, 1, (ip("10.0.1.100"), 30_080), far[0], false);
+    serve(&mut world, 2, (ip("fd00:10:0:1::100"), 30_080), far[1], false);
+    serve(&mut world, 3, (ip("10.0.2.100"), 30_081), own.ipv4.into(), true);
+    serve(&mut world, 4, (ip("fd00:10:0:2::100"), 30_081), own.ipv6.into(), true);
     for addr in [IpAddr::from(node.ipv4), node.ipv6.into()] {
         world.addresses.insert(addr.into(), Address::NODE);
     }
@@ -107,19 +60,10 @@ fn reaches(tcx: bool) {
     }
     world.config =
         Some(Config { node_port_min: 30_080, node_port_max: 30_081, masquerade_ports: 400, ..Config::OFF });
-    let mut loader = EbpfLoader::new();
-    loader.override_global("LB_HAS_COARSE_CLOCK", &0_u32, true);
-    for map in ["lb_new4", "lb_new6", "lb_flows4", "lb_flows6"] {
-        loader.map_max_entries(map, 4096);
-    }
-    let mut ebpf = loader.load(OBJECT).unwrap();
-    for name in ["lb_tc_ingress", "lb_tc_egress"] {
-        let program: &mut SchedClassifier = ebpf.program_mut(name).unwrap().try_into().unwrap();
-        program.load().unwrap();
-    }
+    let mut ebpf = load().unwrap();
     fill(&mut ebpf, &world).unwrap();
     for device in ["eth0", "pod0", "pod1"] {
-        attach(node, &mut ebpf, device, tcx);
+        attach(&node.netns, &mut ebpf, device, tcx).unwrap();
     }
     let client = pod.probe("pod").unwrap();
     let outside = net.node(2).probe("outside").unwrap();

@@ -46,11 +46,15 @@ pub enum Reason {
     TtlExceeded = 19,
     /// A packet from outside with an address of this node as its source was left alone.
     Martian = 20,
+    /// A refused packet got no answer: its CPU has sent enough ICMP errors for the moment.
+    Unanswered = 21,
+    /// An ICMP error about a flow was translated.
+    IcmpError = 22,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::Connect,
         Self::Send,
         Self::RefusedConnect,
@@ -72,6 +76,8 @@ impl Reason {
         Self::NotKept,
         Self::TtlExceeded,
         Self::Martian,
+        Self::Unanswered,
+        Self::IcmpError,
     ];
 
     /// Name in metrics and tools.
@@ -98,6 +104,8 @@ impl Reason {
             Self::NotKept => "not_kept",
             Self::TtlExceeded => "ttl_exceeded",
             Self::Martian => "martian",
+            Self::Unanswered => "unanswered",
+            Self::IcmpError => "icmp_error",
         }
     }
 
@@ -133,6 +141,8 @@ impl Reason {
             Self::NotKept => "packets of flows that could not be kept because the table is full",
             Self::TtlExceeded => "packets dropped: they have been forwarded too often",
             Self::Martian => "packets from outside with an address of this node as their source, left alone",
+            Self::Unanswered => "refused packets without an answer: ICMP errors are limited",
+            Self::IcmpError => "ICMP errors about a flow that were translated",
         }
     }
 }

@@ -5,6 +5,9 @@
 //! ingress  a packet that comes from a device: a client's is translated, an answer to a masqueraded one restored
 //! egress   a packet that leaves by a device: an answer to a client behind it is restored
 //! open     the first packet of a flow: who serves it, from which address, or why nobody does
+//! icmp     an error about a packet of a flow is translated like an answer to it
+//! fragment pieces of datagrams have the ports of the first one
+//! refuse   a packet that nobody serves -> the answer to its sender
 //! ```
 //!
 //! Rule of symmetry: ingress of the device nearest to the client translates, egress of the same device restores. What is
@@ -16,6 +19,12 @@
 //! stay in the small table until then hurt nobody, because the other one is asked first; deleting them at once would let a
 //! packet that looks between the two find none.
 
+pub mod fragment;
+#[cfg(test)]
+mod fragment_tests;
+mod icmp;
+#[cfg(test)]
+mod icmp_tests;
 #[cfg(test)]
 mod net;
 mod open;
@@ -24,6 +33,9 @@ mod open_tests;
 pub mod parse;
 #[cfg(test)]
 mod parse_tests;
+pub mod refuse;
+#[cfg(test)]
+mod refuse_tests;
 pub mod rewrite;
 #[cfg(test)]
 mod rewrite_tests;
@@ -31,11 +43,25 @@ mod track;
 #[cfg(test)]
 mod track_tests;
 
-use crate::abi::{Addr, Device, Flow, FlowAddr, FlowKey, FlowState, Opened, PacketLb, Proto, ServiceId};
+use crate::abi::{
+    Addr, Device, Flow, FlowAddr, FlowKey, FlowState, FragmentKey, FragmentPorts, Opened, PacketLb, Proto,
+    ServiceId,
+};
+pub use icmp::{Errors, icmp, retell};
 pub use open::{begin, commit, reserve};
-use parse::Headers;
+use parse::{Fragment, Headers, Piece};
 
 use super::{select::Room, tables::Tables};
+
+/// Which way a packet goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Side {
+    /// It comes from the device.
+    Ingress = 0,
+    /// It leaves by it.
+    Egress = 1,
+}
 
 /// Which flow table.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -82,12 +108,22 @@ pub trait Flows<A: FlowAddr>: Tables {
     fn masquerade_port(&self, random: u32) -> Option<u16>;
     /// Whether `client` is in the source ranges of a service port (SR-2).
     fn allows(&self, service: ServiceId, client: Addr) -> bool;
+    /// The ports of pieces of a datagram. May be another key's, see [`FragmentPorts::is_of`].
+    fn ports(&self, key: &FragmentKey) -> Option<FragmentPorts>;
+    /// Writes them. False if nothing was written.
+    fn put_ports(&self, key: &FragmentKey, ports: FragmentPorts) -> bool;
+    /// Whether one more ICMP error may be sent: [`refuse::Budget::take`].
+    fn may_tell(&self) -> bool;
     /// [`begin()`], as a function that a verifier looks at once, and not on every way that leads to it.
     fn begin(&self, ifindex: u32, work: &mut Work<A>) -> Verdict;
     /// [`reserve()`], likewise.
     fn reserve(&self, work: &mut Work<A>) -> bool;
     /// [`commit()`], likewise.
     fn commit(&self, work: &mut Work<A>, former: Option<Table>) -> Verdict;
+    /// [`fragment::first`], likewise.
+    fn first(&self, side: Side, work: &mut Work<A>, id: u32);
+    /// [`fragment::later`], likewise.
+    fn later(&self, side: Side, work: &mut Work<A>, id: u32) -> bool;
 }
 
 /// What happens to a packet.
@@ -118,6 +154,10 @@ pub struct Work<A> {
     entry: Flow<A>,
     opened: Opened,
     room: Room,
+    /// The packet that an ICMP error quotes.
+    quoted: Headers<A>,
+    /// Both its ends afterwards.
+    quoted_after: FlowKey<A>,
     /// [`Flows::now_s`], once.
     now_s: u32,
 }
@@ -133,6 +173,8 @@ impl<A: FlowAddr> Work<A> {
             entry: Flow::NONE,
             opened: Opened::NOTHING,
             room: Room::EMPTY,
+            quoted: packet,
+            quoted_after: packet.key,
             now_s: 0,
         }
     }
@@ -156,15 +198,18 @@ pub enum Way {
 #[inline(always)]
 pub fn ingress<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, work: &mut Work<A>) -> Verdict {
     work.now_s = world.now_s();
-    let former = track::find(world, &work.packet.key, &mut work.flow);
-    if let Some(table) = former {
-        if let Some(verdict) = track::ingress(world, work, table) {
-            return verdict;
-        }
-    } else if !work.packet.opens() && !may_join(world, &work.packet) {
+    if is_lost(world, Side::Ingress, work) {
         return Verdict::Pass;
     }
-    open::open(world, ifindex, work, former)
+    let former = track::find(world, &work.packet.key, &mut work.flow);
+    let known = former.and_then(|table| track::ingress(world, work, table));
+    let verdict = match known {
+        Some(verdict) => verdict,
+        None if former.is_none() && !work.packet.opens() && !may_join(world, &work.packet) => Verdict::Pass,
+        None => open::open(world, ifindex, work, former),
+    };
+    note_ports(world, Side::Ingress, work, verdict);
+    verdict
 }
 
 /// Whether a packet that begins no connection is worth a look for whose it is: of TCP, where some Service chooses by Maglev. Nearly
@@ -178,9 +223,30 @@ fn may_join<A: FlowAddr, W: Flows<A>>(world: &W, packet: &Headers<A>) -> bool {
 #[inline(always)]
 pub fn egress<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, work: &mut Work<A>) -> Verdict {
     work.now_s = world.now_s();
-    if let Some(table) = track::find(world, &work.packet.key, &mut work.flow) {
-        return track::egress(world, ifindex, work, table);
+    if is_lost(world, Side::Egress, work) {
+        return Verdict::Pass;
     }
-    open::note_foreign(world, work);
-    Verdict::Pass
+    let Some(table) = track::find(world, &work.packet.key, &mut work.flow) else {
+        open::note_foreign(world, work);
+        return Verdict::Pass;
+    };
+    let verdict = track::egress(world, ifindex, work, table);
+    note_ports(world, Side::Egress, work, verdict);
+    verdict
+}
+
+/// Whether a packet is a later piece of a datagram that is not known; others get their ports.
+#[inline(always)]
+fn is_lost<A: FlowAddr, W: Flows<A>>(world: &W, side: Side, work: &mut Work<A>) -> bool {
+    let Fragment { piece, id } = work.packet.fragment;
+    piece == Piece::Later && !world.later(side, work, id)
+}
+
+/// The later pieces of what is translated will go the same way.
+#[inline(always)]
+fn note_ports<A: FlowAddr, W: Flows<A>>(world: &W, side: Side, work: &mut Work<A>, verdict: Verdict) {
+    let Fragment { piece, id } = work.packet.fragment;
+    if piece == Piece::First && matches!(verdict, Verdict::Translate(_)) {
+        world.first(side, work, id);
+    }
 }

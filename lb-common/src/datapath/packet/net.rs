@@ -7,7 +7,7 @@ use core::net::IpAddr;
 use std::{format, string::String, vec::Vec};
 
 use super::{
-    Flows, Route, Table, Verdict, Way, Work, egress, ingress,
+    Flows, Route, Side, Table, Verdict, Way, Work, egress, ingress,
     parse::{Fragment, Headers, TcpFlags},
 };
 use crate::{
@@ -178,7 +178,7 @@ impl Net {
     /// The next random numbers: places of a run of `of`, then ports.
     pub(super) fn choose(&self, numbers: &[(u32, u32)]) {
         let word = |&(place, of): &(u32, u32)| {
-            if of == 0 { place } else { u32::MAX / of * place + u32::MAX / of / 2 }
+            u32::MAX.checked_div(of).map_or(place, |step| step * place + step / 2)
         };
         *self.world.random.borrow_mut() = numbers.iter().rev().map(word).collect();
     }
@@ -212,7 +212,7 @@ impl Net {
             l4: 34,
             tcp: kind.tcp,
             ttl: kind.ttl,
-            fragment: Fragment::Whole,
+            fragment: kind.fragment,
         };
         let mut work = Work::new(packet);
         let verdict = match side {
@@ -298,27 +298,28 @@ fn state_of<A: Family>(world: &MemTables, key: &FlowKey<A>) -> Option<(Table, Fl
     Some((table, flow.state))
 }
 
-enum Side {
-    Ingress,
-    Egress,
-}
-
 /// What kind of packet.
 #[derive(Clone, Copy)]
 pub(super) struct Kind {
     proto: Proto,
     tcp: TcpFlags,
     ttl: u8,
+    fragment: Fragment,
 }
 
 impl Kind {
-    pub(super) const UDP: Self = Self { proto: Proto::UDP, tcp: TcpFlags { bits: 0 }, ttl: 64 };
-    pub(super) const SYN: Self = Self { proto: Proto::TCP, tcp: TcpFlags::SYN, ttl: 64 };
+    pub(super) const UDP: Self =
+        Self { proto: Proto::UDP, tcp: TcpFlags { bits: 0 }, ttl: 64, fragment: Fragment::WHOLE };
+    pub(super) const SYN: Self = Self { proto: Proto::TCP, tcp: TcpFlags::SYN, ..Self::UDP };
     pub(super) const SYN_ACK: Self = Self { tcp: TcpFlags { bits: 2 | 16 }, ..Self::SYN };
     pub(super) const ACK: Self = Self { tcp: TcpFlags::ACK, ..Self::SYN };
     pub(super) const FIN: Self = Self { tcp: TcpFlags { bits: 1 | 16 }, ..Self::SYN };
     pub(super) const RST: Self = Self { tcp: TcpFlags::RST, ..Self::SYN };
     pub(super) const INIT: Self = Self { proto: Proto::SCTP, ..Self::SYN };
+
+    pub(super) const fn piece(self, fragment: Fragment) -> Self {
+        Self { fragment, ..self }
+    }
 
     pub(super) const fn ttl(self, ttl: u8) -> Self {
         Self { ttl, ..self }

@@ -54,17 +54,47 @@ impl TcpFlags {
     }
 }
 
-/// Whether a packet is a piece of a datagram.
+/// Which piece of a datagram a packet is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(u32)]
-pub enum Fragment {
+pub enum Piece {
     /// All of it.
     #[default]
     Whole = 0,
-    /// The first piece, which has the ports. The number is what all pieces share.
-    First(u32) = 1,
+    /// The first one, which has the ports.
+    First = 1,
     /// A later one, without ports.
-    Later(u32) = 2,
+    Later = 2,
+}
+
+/// Whether a packet is a piece of a datagram. Not an enum with fields: what one does not have would be memory that was never written,
+/// which no verifier lets a program copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Fragment {
+    /// Which one.
+    pub piece: Piece,
+    /// The number that all pieces share; 0 for a whole one.
+    pub id: u32,
+}
+
+impl Fragment {
+    /// No piece.
+    pub const WHOLE: Self = Self { piece: Piece::Whole, id: 0 };
+
+    /// The first one.
+    pub const fn first(id: u32) -> Self {
+        Self { piece: Piece::First, id }
+    }
+
+    /// A later one.
+    pub const fn later(id: u32) -> Self {
+        Self { piece: Piece::Later, id }
+    }
+
+    /// Whether it has no ports.
+    pub const fn is_later(self) -> bool {
+        matches!(self.piece, Piece::Later)
+    }
 }
 
 /// What the decisions need to know of a packet.
@@ -97,7 +127,7 @@ impl<A> Headers<A> {
     /// belong to flows that somebody else knows, or nobody.
     #[inline(always)]
     pub const fn opens(&self) -> bool {
-        let has_ports = !matches!(self.fragment, Fragment::Later(_));
+        let has_ports = !self.fragment.is_later();
         (has_ports && self.key.proto.number == Proto::UDP.number) || self.asks()
     }
 
@@ -108,9 +138,25 @@ impl<A> Headers<A> {
     }
 }
 
+/// Bits of the seventh and eighth byte of an IPv4 header.
+const MORE_FRAGMENTS: u16 = 0x2000;
+/// See [`MORE_FRAGMENTS`].
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+
 /// An IPv4 packet whose header begins at `l3` (RFC 791).
 #[inline(always)]
 pub fn v4<P: Packet>(packet: &P, l3: usize) -> Option<Headers<Addr4>> {
+    transport(packet, layout_v4(packet, l3)?)
+}
+
+/// An IPv4 packet that an ICMP error quotes: see [`quoted`].
+#[inline(always)]
+pub fn quoted_v4<P: Packet>(packet: &P, l3: usize) -> Option<Headers<Addr4>> {
+    quoted(packet, layout_v4(packet, l3)?)
+}
+
+#[inline(always)]
+fn layout_v4<P: Packet>(packet: &P, l3: usize) -> Option<Layout<Addr4>> {
     let ip = packet.part::<20>(l3)?;
     let [version_ihl, _tos] = ip.load16(0).to_be_bytes();
     let header = usize::from(version_ihl & 15).wrapping_mul(4);
@@ -119,14 +165,13 @@ pub fn v4<P: Packet>(packet: &P, l3: usize) -> Option<Headers<Addr4>> {
     }
     let [ttl, number] = ip.load16(8).to_be_bytes();
     let piece = ip.load16(6);
-    let fragment = match piece & 0x3fff {
-        0 => Fragment::Whole,
-        piece if piece & 0x1fff == 0 => Fragment::First(u32::from(ip.load16(4))),
-        _ => Fragment::Later(u32::from(ip.load16(4))),
+    let fragment = match piece & (MORE_FRAGMENTS | FRAGMENT_OFFSET) {
+        0 => Fragment::WHOLE,
+        piece if piece & FRAGMENT_OFFSET == 0 => Fragment::first(u32::from(ip.load16(4))),
+        _ => Fragment::later(u32::from(ip.load16(4))),
     };
     let ends = (Addr4 { octets: ip.load32(12) }, Addr4 { octets: ip.load32(16) });
-    let l4 = l3.wrapping_add(header);
-    transport(packet, Layout { l4, ttl, fragment }, ends, Proto { number })
+    Some(Layout { l4: l3.wrapping_add(header), ttl, fragment, ends, proto: Proto { number } })
 }
 
 /// Extension headers that are looked behind at most, and their bytes together.
@@ -141,6 +186,44 @@ const DESTINATION_OPTIONS: u8 = 60;
 /// the destination another one, and what it hides is left alone.
 #[inline(always)]
 pub fn v6<P: Packet>(packet: &P, l3: usize) -> Option<Headers<Addr>> {
+    transport(packet, layout_v6(packet, l3)?)
+}
+
+/// An IPv6 packet that an ICMP error quotes: see [`quoted`]. Behind a fragment header, which nearly all of those have that have any.
+#[inline(always)]
+pub fn quoted_v6<P: Packet>(packet: &P, l3: usize) -> Option<Headers<Addr>> {
+    let ip = packet.part::<40>(l3)?;
+    let [version, _class] = ip.load16(0).to_be_bytes();
+    if version >> 4 != 6 {
+        return None;
+    }
+    let [next, ttl] = ip.load16(6).to_be_bytes();
+    let ends = (load_v6(&ip, 8), load_v6(&ip, 24));
+    let l4 = l3.wrapping_add(40);
+    let whole = Layout { l4, ttl, fragment: Fragment::WHOLE, ends, proto: Proto { number: next } };
+    if next != FRAGMENT {
+        return quoted(packet, whole);
+    }
+    let extension = packet.part::<8>(l4)?;
+    let [following, _] = extension.load16(0).to_be_bytes();
+    let fragment = piece_v6(&extension);
+    quoted(packet, Layout { l4: l4.wrapping_add(8), fragment, proto: Proto { number: following }, ..whole })
+}
+
+/// What a fragment header says (RFC 8200 4.5).
+#[inline(always)]
+fn piece_v6<P: Part>(extension: &P) -> Fragment {
+    let id = u32::from_be_bytes(extension.load32(4));
+    // An atomic fragment (RFC 6946) is a whole packet.
+    match extension.load16(2) & 0xfff9 {
+        0 => Fragment::WHOLE,
+        offset if offset & 0xfff8 == 0 => Fragment::first(id),
+        _ => Fragment::later(id),
+    }
+}
+
+#[inline(always)]
+fn layout_v6<P: Packet>(packet: &P, l3: usize) -> Option<Layout<Addr>> {
     let ip = packet.part::<40>(l3)?;
     let [version, _class] = ip.load16(0).to_be_bytes();
     if version >> 4 != 6 {
@@ -149,7 +232,7 @@ pub fn v6<P: Packet>(packet: &P, l3: usize) -> Option<Headers<Addr>> {
     let [mut next, ttl] = ip.load16(6).to_be_bytes();
     let ends = (load_v6(&ip, 8), load_v6(&ip, 24));
     let mut l4 = l3.wrapping_add(40);
-    let mut fragment = Fragment::Whole;
+    let mut fragment = Fragment::WHOLE;
     for _ in 0..MOST_EXTENSIONS {
         if !matches!(next, HOP_BY_HOP | FRAGMENT | DESTINATION_OPTIONS) {
             break;
@@ -157,14 +240,7 @@ pub fn v6<P: Packet>(packet: &P, l3: usize) -> Option<Headers<Addr>> {
         let extension = packet.part::<8>(l4)?;
         let [following, words] = extension.load16(0).to_be_bytes();
         if next == FRAGMENT {
-            let offset = extension.load16(2);
-            let id = u32::from_be_bytes(extension.load32(4));
-            // An atomic fragment (RFC 6946) is a whole packet.
-            fragment = match offset & 0xfff9 {
-                0 => Fragment::Whole,
-                offset if offset & 0xfff8 == 0 => Fragment::First(id),
-                _ => Fragment::Later(id),
-            };
+            fragment = piece_v6(&extension);
             l4 = l4.wrapping_add(8);
         } else {
             l4 = l4.wrapping_add(usize::from(words).wrapping_add(1).wrapping_mul(8));
@@ -174,7 +250,7 @@ pub fn v6<P: Packet>(packet: &P, l3: usize) -> Option<Headers<Addr>> {
             return None;
         }
     }
-    transport(packet, Layout { l4, ttl, fragment }, ends, Proto { number: next })
+    Some(Layout { l4, ttl, fragment, ends, proto: Proto { number: next } })
 }
 
 #[inline(always)]
@@ -183,23 +259,33 @@ fn load_v6<P: Part>(part: &P, at: usize) -> Addr {
     Addr::from_net_words(words)
 }
 
-/// What the IP headers say beside the ends.
-struct Layout {
+/// What the IP headers say.
+struct Layout<A> {
     l4: usize,
     ttl: u8,
     fragment: Fragment,
+    ends: (A, A),
+    proto: Proto,
+}
+
+/// Of a quoted packet eight bytes behind the IP headers are there (RFC 792), which is enough for the ports. Nothing if it has none.
+#[inline(always)]
+fn quoted<P: Packet, A>(packet: &P, layout: Layout<A>) -> Option<Headers<A>> {
+    let Layout { l4, ttl, fragment, ends: (src, dst), proto } = layout;
+    if fragment.is_later() || !matches!(proto, Proto::TCP | Proto::UDP | Proto::SCTP) {
+        return None;
+    }
+    let part = packet.part::<8>(l4)?;
+    let key = FlowKey { src, dst, sport: part.load16(0), dport: part.load16(2), proto, pad: [0; 3] };
+    Some(Headers { key, l4, tcp: TcpFlags::default(), ttl, fragment })
 }
 
 #[inline(always)]
-fn transport<P: Packet, A>(
-    packet: &P,
-    Layout { l4, ttl, fragment }: Layout,
-    (src, dst): (A, A),
-    proto: Proto,
-) -> Option<Headers<A>> {
+fn transport<P: Packet, A>(packet: &P, layout: Layout<A>) -> Option<Headers<A>> {
+    let Layout { l4, ttl, fragment, ends: (src, dst), proto } = layout;
     let mut key = FlowKey { src, dst, sport: 0, dport: 0, proto, pad: [0; 3] };
     let mut tcp = TcpFlags::default();
-    if !matches!(fragment, Fragment::Later(_)) {
+    if !fragment.is_later() {
         let part = match proto {
             Proto::TCP => {
                 let part = packet.part::<20>(l4)?;

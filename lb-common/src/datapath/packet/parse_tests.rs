@@ -79,8 +79,8 @@ fn both_families_are_read_alike(#[case] inner: Inner, #[case] opens: bool) {
     assert_eq!(ends(&four), [at([192, 0, 2, 1], 4000), at([198, 51, 100, 7], 80)]);
     assert_eq!(ends(&six).map(|end| end.to_string()), ["[2001:db8::1]:4000", "[2001:db8::7]:80"]);
     assert_eq!((four.l4, six.l4), (34, 54));
-    assert_eq!((four.key.proto, four.tcp, four.ttl, four.fragment), (proto, flags, 61, Fragment::Whole));
-    assert_eq!((six.key.proto, six.tcp, six.ttl, six.fragment), (proto, flags, 61, Fragment::Whole));
+    assert_eq!((four.key.proto, four.tcp, four.ttl, four.fragment), (proto, flags, 61, Fragment::WHOLE));
+    assert_eq!((six.key.proto, six.tcp, six.ttl, six.fragment), (proto, flags, 61, Fragment::WHOLE));
     assert_eq!((four.opens(), six.opens()), (opens, opens));
     assert_eq!(four.asks(), opens && proto == Proto::TCP);
 }
@@ -98,6 +98,7 @@ fn ipv4_options_come_before_the_ports() {
 }
 
 #[test]
+#[expect(clippy::large_stack_arrays, reason = "extensions are large in the other library")]
 fn ipv6_extension_headers_that_change_nothing_are_passed_over() {
     let raw = |words: usize| Ipv6RawExtHeader::new_raw(IpNumber::UDP, &vec![0; 6 + words * 8]).unwrap();
     let fragment = |offset: u16, more| {
@@ -107,7 +108,7 @@ fn ipv6_extension_headers_that_change_nothing_are_passed_over() {
         (
             Ipv6Extensions { hop_by_hop_options: Some(raw(0)), ..Ipv6Extensions::default() },
             62,
-            Fragment::Whole,
+            Fragment::WHOLE,
         ),
         (
             Ipv6Extensions {
@@ -116,18 +117,18 @@ fn ipv6_extension_headers_that_change_nothing_are_passed_over() {
                 ..Ipv6Extensions::default()
             },
             54 + 32 + 16,
-            Fragment::Whole,
+            Fragment::WHOLE,
         ),
         (
             Ipv6Extensions { fragment: Some(fragment(0, false)), ..Ipv6Extensions::default() },
             62,
             // RFC 6946: all of it.
-            Fragment::Whole,
+            Fragment::WHOLE,
         ),
         (
             Ipv6Extensions { fragment: Some(fragment(0, true)), ..Ipv6Extensions::default() },
             62,
-            Fragment::First(0x0102_0304),
+            Fragment::first(0x0102_0304),
         ),
     ] {
         let headers = v6(&frame(ipv6(64, extensions), Inner::Udp, (4000, 53), b"x"), L3).unwrap();
@@ -150,10 +151,10 @@ fn a_routing_header_hides_what_is_behind_it() {
 fn pieces_of_ipv4_datagrams_have_a_number_and_only_the_first_has_ports() {
     let whole = frame(ipv4(64, IpNumber::UDP), Inner::Udp, (4000, 53), b"hello");
     for (field, wanted, port) in [
-        (0x4000_u16, Fragment::Whole, 53),
-        (0x2000, Fragment::First(0x1234), 53),
-        (0x2003, Fragment::Later(0x1234), 0),
-        (0x0003, Fragment::Later(0x1234), 0),
+        (0x4000_u16, Fragment::WHOLE, 53),
+        (0x2000, Fragment::first(0x1234), 53),
+        (0x2003, Fragment::later(0x1234), 0),
+        (0x0003, Fragment::later(0x1234), 0),
     ] {
         let mut piece = Frame { bytes: whole.bytes.clone() };
         piece.bytes[L3 + 4..L3 + 6].copy_from_slice(&[0x12, 0x34]);

@@ -33,6 +33,13 @@ impl Difference {
         Self { sum: self.sum.wrapping_add(!old as u64).wrapping_add(new as u64) }
     }
 
+    /// This one, and another.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self { sum: self.sum.wrapping_add(other.sum) }
+    }
+
     /// As the kernel's helpers take it: 32 bits.
     #[inline(always)]
     pub const fn folded(self) -> u64 {
@@ -50,10 +57,18 @@ impl Difference {
         sum = (sum & 0xffff).wrapping_add(sum >> 16);
         !(sum as u16)
     }
+
+    /// The checksum, as it lies in memory, of words that were 0 before.
+    #[inline(always)]
+    pub const fn checksum(self) -> u16 {
+        self.apply(u16::MAX)
+    }
 }
 
 /// What a family's header looks like.
 pub trait Header: FlowAddr {
+    /// Whether it has a checksum of its own. Where it has none, that of ICMP covers the addresses too (RFC 4443 2.3).
+    const CHECKSUM_IN_HEADER: bool;
     /// What the addresses' change does to a checksum over them.
     fn difference(before: &FlowKey<Self>, after: &FlowKey<Self>) -> Difference;
     /// Writes addresses, TTL (as it was, as it becomes) and what the header has of a checksum. `addresses` is
@@ -68,6 +83,8 @@ pub trait Header: FlowAddr {
 }
 
 impl Header for Addr4 {
+    const CHECKSUM_IN_HEADER: bool = true;
+
     #[inline(always)]
     fn difference(before: &FlowKey<Self>, after: &FlowKey<Self>) -> Difference {
         Difference::default()
@@ -95,6 +112,8 @@ impl Header for Addr4 {
 }
 
 impl Header for Addr {
+    const CHECKSUM_IN_HEADER: bool = false;
+
     #[inline(always)]
     fn difference(before: &FlowKey<Self>, after: &FlowKey<Self>) -> Difference {
         let mut difference = Difference::default();
@@ -134,6 +153,10 @@ pub fn rewrite<A: Header, P: PacketMut>(
     let ttl = if forwards { headers.ttl.wrapping_sub(1) } else { headers.ttl };
     if !A::write(packet, l3, after, (headers.ttl, ttl), addresses) {
         return false;
+    }
+    if headers.fragment.is_later() {
+        // The ports and the checksum of the whole are in the first one.
+        return true;
     }
     let checksum = match before.proto {
         Proto::TCP => 16,

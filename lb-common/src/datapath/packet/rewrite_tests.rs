@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use std::vec::Vec;
 
 use super::{
-    parse::{TcpFlags, v4, v6},
+    parse::{Fragment, TcpFlags, v4, v6},
     parse_tests::{Inner, frame},
     rewrite::{Difference, rewrite},
 };
@@ -107,4 +107,20 @@ fn a_datagram_without_a_checksum_stays_without() {
     assert_eq!(packet.bytes[40..42], [0, 0]);
     let wanted = frame(ip(false, after, 63), Inner::Udp, after.ports, b"hello");
     assert_eq!(packet.bytes[..40], wanted.bytes[..40]);
+}
+
+/// 2.25-fragments.
+#[test]
+fn of_a_later_piece_only_the_ip_header_is_written() {
+    let ends = Ends { src: [1; 16], dst: [2; 16], ports: (4000, 53) };
+    let after = Ends { src: [3; 16], dst: [4; 16], ports: (4001, 5353) };
+    let mut packet = frame(ip(false, ends, 64), Inner::Udp, ends.ports, b"hello");
+    let mut headers = v4(&packet, L3).unwrap();
+    headers.fragment = Fragment::later(7);
+    let behind = packet.bytes[34..].to_vec();
+    let [src, dst] = [after.src, after.dst].map(|octets| Addr::from_v4(four(octets)));
+    assert!(rewrite(&mut packet, L3, &headers, &key::<Addr4>(src, dst, after, &headers.key), true));
+    assert_eq!(packet.bytes[34..], behind);
+    let wanted = frame(ip(false, after, 63), Inner::Udp, after.ports, b"hello");
+    assert_eq!(packet.bytes[..34], wanted.bytes[..34]);
 }

@@ -1,6 +1,6 @@
 //! Packets of flows that are known.
 
-use super::{Flows, Table, Verdict, Way, Work, parse::TcpFlags};
+use super::{Flows, Side, Table, Verdict, Way, Work, parse::TcpFlags};
 use crate::abi::{Direction, Flow, FlowAddr, FlowBits, FlowKey, FlowState, Proto, Reason};
 
 /// Seconds without a packet after which a UDP flow is another one (nf_conntrack_udp_timeout_stream): its next packet chooses
@@ -25,27 +25,14 @@ pub(super) fn ingress<A: FlowAddr, W: Flows<A>>(
     work: &mut Work<A>,
     table: Table,
 ) -> Option<Verdict> {
-    let masqueraded = work.flow.bits.has(FlowBits::MASQUERADED);
-    if work.flow.goes(Direction::Reply) {
-        if !masqueraded {
-            // It is on its way to the client, and is restored where it leaves.
-            return Some(Verdict::Pass);
-        }
-    } else if is_over(world, work) {
+    if !work.flow.goes(Direction::Reply) && is_over(world, work) {
         return None;
     }
     if work.flow.goes(Direction::Foreign) {
         see(world, work, table);
-        return Some(Verdict::Pass);
     }
-    let way = if work.flow.goes(Direction::Reply) {
-        Way::Device { ifindex: work.flow.ifindex }
-    } else if masqueraded {
-        Way::Routed
-    } else {
-        Way::On
-    };
-    Some(follow(world, work, table, way))
+    let way = way(world, &work.flow, Side::Ingress, 0);
+    Some(way.map_or(Verdict::Pass, |way| follow(world, work, table, way)))
 }
 
 /// A packet with an entry in `table`, [`Work::flow`], that leaves by a device.
@@ -56,20 +43,33 @@ pub(super) fn egress<A: FlowAddr, W: Flows<A>>(
     work: &mut Work<A>,
     table: Table,
 ) -> Verdict {
-    let flow = &work.flow;
-    if !flow.goes(Direction::Reply) || flow.bits.has(FlowBits::MASQUERADED) {
-        return Verdict::Pass;
-    }
-    let mut way = Way::On;
-    if flow.ifindex != ifindex {
-        if world.device(flow.ifindex).is_some_and(|device| device.controller == ifindex) {
-            // The client is behind a port of this bridge, where the answer is restored.
-            return Verdict::Pass;
-        }
+    let way = way(world, &work.flow, Side::Egress, ifindex);
+    way.map_or(Verdict::Pass, |way| follow(world, work, table, way))
+}
+
+/// Where a packet of a flow goes once it is translated, by the rule of symmetry; nothing if it is not translated here. `ifindex` is
+/// the device that it leaves by.
+#[inline(always)]
+pub(super) fn way<A: FlowAddr, W: Flows<A>>(
+    world: &W,
+    flow: &Flow<A>,
+    side: Side,
+    ifindex: u32,
+) -> Option<Way> {
+    let masqueraded = flow.bits.has(FlowBits::MASQUERADED);
+    let client = Way::Device { ifindex: flow.ifindex };
+    match side {
+        Side::Ingress if flow.goes(Direction::Foreign) => None,
+        // On its way to the client, and restored where it leaves.
+        Side::Ingress if flow.goes(Direction::Reply) => masqueraded.then_some(client),
+        Side::Ingress => Some(if masqueraded { Way::Routed } else { Way::On }),
+        Side::Egress if !flow.goes(Direction::Reply) || masqueraded => None,
+        Side::Egress if flow.ifindex == ifindex => Some(Way::On),
+        // The client is behind a port of this bridge, where the answer is restored.
+        Side::Egress if world.device(flow.ifindex).is_some_and(|device| device.controller == ifindex) => None,
         // Two uplinks: what was asked by one is answered by the same one, whatever the routes say.
-        way = Way::Device { ifindex: flow.ifindex };
+        Side::Egress => Some(client),
     }
-    follow(world, work, table, way)
 }
 
 /// Whether a client's packet begins another flow with the same ends.
