@@ -131,6 +131,9 @@ fn new_flows(kept: u32) -> u32 {
     if kept <= 1 { 1 } else { with_reserves(kept.div_ceil(2)) }
 }
 
+/// Datagrams whose pieces are on their way at once.
+const FRAGMENTS: u32 = 8192;
+
 /// Elements of an LRU map that each CPU may keep for itself, where no other one finds them (`LOCAL_FREE_TARGET` in
 /// kernel/bpf/bpf_lru_list.c).
 const LRU_RESERVE: u32 = 128;
@@ -352,6 +355,10 @@ fn open_object(
         if !beside.contains(&spec.name) {
             loader.map_pin_path(spec.name, dir.map(spec.name));
         }
+    }
+    if capacities.serves_packets() {
+        // It is forgotten with the programs: a datagram's pieces come within a moment.
+        loader.map_max_entries(names::FRAGMENTS, with_reserves(FRAGMENTS));
     }
     loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))
 }

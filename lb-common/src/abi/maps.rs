@@ -36,6 +36,8 @@ pub const NEW6: &str = "lb_new6";
 pub const FLOWS4: &str = "lb_flows4";
 /// The same for IPv6.
 pub const FLOWS6: &str = "lb_flows6";
+/// [`super::FragmentKey`] -> [`super::FragmentPorts`]; each loaded object has its own
+pub const FRAGMENTS: &str = "lb_frags";
 /// [`super::Reason`] -> u64 per CPU
 pub const REASONS: &str = "lb_reasons";
 
