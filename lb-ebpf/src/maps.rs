@@ -11,7 +11,8 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Addr, Addr4, Address, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, FragmentKey,
-        FragmentPorts, Frontend, FrontendKey, Netns, PortList, RangeKey, Service, Slot, SockTcp, SockUdp, Turn,
+        FragmentPorts, Frontend, FrontendKey, Netns, PortList, RangeKey, Service, Slot, SockTcp, SockUdp,
+        Turn,
         maps::{AFFINITY_ENTRIES, MIN_ENTRIES, MMAPABLE, NO_PREALLOC},
         meta,
     },

@@ -58,7 +58,7 @@ pub(super) const ENTRIES: &[Entry] = &[
                 && it.question.target.place == Place::ClusterIp
                 && it.port.is_some()
                 && it.agent.is_served()
-                && it.agent.sources.values().flatten().all(|ip| NODE_IPS.contains(ip))
+                && has_mixed_sources(it)
         },
     },
     Entry {
@@ -85,13 +85,14 @@ pub(super) const ENTRIES: &[Entry] = &[
     },
     Entry {
         rule: "MQ-3",
-        reason: "a socket that is translated at connect() keeps its own address, which the rule allows; kube-proxy masquerades",
+        reason: "who is translated at connect(), or is answered by way of this node, keeps its address, which the rule allows; \
+                 kube-proxy masquerades",
         detect: None,
         matches: |it| {
             it.aspect == Aspect::Source
                 && is_external(it.question.target.place)
                 && !it.service.external_local
-                && has_own_source(it)
+                && (has_own_source(it) || (it.question.client == Client::Outside && has_mixed_sources(it)))
         },
     },
     Entry {
@@ -158,7 +159,7 @@ fn has_own_source(it: &Difference<'_>) -> bool {
     it.agent.sources.values().flatten().all(|ip| own.contains(ip))
 }
 
-/// The backends of our node see the client's own address, or the node's.
+/// Our node's backends see the client's own address, those elsewhere or of an unknown node see the node's.
 fn has_mixed_sources(it: &Difference<'_>) -> bool {
     let own = it.question.client.addresses();
     it.agent.sources.values().flatten().all(|ip| own.contains(ip) || NODE_IPS.contains(ip))
