@@ -174,6 +174,16 @@ impl Skb {
         action
     }
 
+    /// Writes bytes, also into a sum over the packet, if it has one. False if the packet cannot be written.
+    #[inline(always)]
+    fn store_summed<const LEN: usize>(&self, offset: usize, bytes: [u8; LEN]) -> bool {
+        #[expect(clippy::cast_possible_truncation, reason = "below `MOST`")]
+        let (offset, len) = (offset as u32, LEN as u32);
+        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
+        // SAFETY: the context is valid for the program's run, and `bytes` has `len` bytes.
+        unsafe { bpf_skb_store_bytes(self.ctx, offset, (&raw const bytes).cast(), len, flags) == 0 }
+    }
+
     /// Adds to the checksum field at `offset`, where that is not the network card's task.
     #[inline(always)]
     fn add_to_checksum(&self, offset: u32, difference: u64) -> bool {
@@ -185,11 +195,7 @@ impl Skb {
 impl PacketMut for Skb {
     #[inline(always)]
     fn store<const LEN: usize>(&mut self, offset: usize, bytes: [u8; LEN]) -> bool {
-        #[expect(clippy::cast_possible_truncation, reason = "below `MOST`")]
-        let (offset, len) = (offset as u32, LEN as u32);
-        let flags = u64::from(BPF_F_RECOMPUTE_CSUM);
-        // SAFETY: the context is valid for the program's run, and `bytes` has `len` bytes.
-        unsafe { bpf_skb_store_bytes(self.ctx, offset, (&raw const bytes).cast(), len, flags) == 0 }
+        self.store_summed(offset, bytes)
     }
 }
 
@@ -307,7 +313,8 @@ impl Layout for Addr {
         for at in 0..4 {
             sum = change(change(sum, a[at], b[at]), c[at], d[at]);
         }
-        if forwards && !skb.store(l3 + 7, &headers.ttl.wrapping_sub(1)) {
+        // The header has no checksum that would make up for it in a sum over the packet, which some cards give.
+        if forwards && !skb.store_summed(l3 + 7, [headers.ttl.wrapping_sub(1)]) {
             return None;
         }
         skb.store(l3 + 8, &[b, d]).then_some(fold(sum))

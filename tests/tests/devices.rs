@@ -128,6 +128,13 @@ fn expect(cases: &[(&Probe, &str, &str, &str, IpAddr)]) {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// How often programs did something, by the reason's word.
+fn count(home: &Home, reason: &str) -> u64 {
+    let status = home.status().unwrap();
+    let row = status["reasons"].as_array().unwrap().iter().find(|row| row["name"] == reason).unwrap().clone();
+    row["count"].as_u64().unwrap()
+}
+
 /// Devices that `lb-agent status` names, with their roles.
 fn served(home: &Home) -> Vec<String> {
     let status = home.status().unwrap();
@@ -280,5 +287,59 @@ fn external_policy_local_serves_clients_outside_from_this_node() {
         outside.tcp(&Tcp::to(at("192.168.50.1:30081")).timeout(Duration::from_millis(500))).unwrap_err();
     assert_eq!(said.errno(), "TIMEOUT", "nobody here, and others elsewhere");
     let _ = node;
+    agent.stop().unwrap();
+}
+
+/// 2.25: a pod that its mesh or its own translation serves is shown Service addresses, and reaches them.
+#[test]
+fn a_pod_that_hooks_leave_alone_reaches_services_by_packets() {
+    needs_root!();
+    let set = Set::new("devices-exempt");
+    set.apply(&json!({}));
+    let agent =
+        Agent::start_with(set.node(), &set.home, ["--devices", "auto", "--pod-devices", "auto"]).unwrap();
+    let tool = |args: &[&str]| {
+        let mut command = set.node().command(lb_tests::binary("lb-agent").unwrap());
+        let done = command.args(args).arg("--pin-dir").arg(set.home.pin_dir()).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+    };
+    let before = count(&set.home, "flow");
+    expect(&[(&set.pod, "a pod", "10.0.1.100:80", "far", set.client.ipv4.into())]);
+    assert_eq!(count(&set.home, "flow"), before, "its sockets are served");
+    tool(&["netns", "exempt", set.client.netns.path().to_str().unwrap()]);
+    let reached = set.pod.tcp(&Tcp::to(at("10.0.1.100:80"))).unwrap();
+    assert_eq!((reached.server(), reached.peer), ("far", Some(at("10.0.1.100:80"))));
+    assert_eq!(count(&set.home, "flow"), before + 1, "its packets are");
+    agent.stop().unwrap();
+}
+
+/// 2.25: k3s' service load balancer and others translate in a pod of their own, and send the packet on to a Service.
+#[test]
+fn a_pod_that_forwards_to_a_cluster_ip_works() {
+    needs_root!();
+    let set = Set::new("devices-forward");
+    set.apply(&json!({}));
+    let agent =
+        Agent::start_with(set.node(), &set.home, ["--devices", "auto", "--pod-devices", "auto"]).unwrap();
+    let forwarder = set.node().add_pod("forwarder", [10, 1, 1, 20].into()).unwrap();
+    forwarder.netns.sysctl("net.ipv4.ip_forward", "1").unwrap();
+    for rule in [
+        "PREROUTING -p tcp --dport 8000 -j DNAT --to-destination 10.0.1.100:80",
+        "PREROUTING -p udp --dport 8000 -j DNAT --to-destination 10.0.1.100:80",
+        "POSTROUTING -d 10.0.1.100 -j MASQUERADE",
+    ] {
+        let mut iptables = forwarder.command("iptables");
+        let done = iptables.args(["-w", "-t", "nat", "-A"]).args(rule.split(' ')).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+    }
+    wait_for("the forwarder's device", SOON, || {
+        let now = served(&set.home);
+        if now.len() == 4 { Ok(()) } else { Err(format!("{now:?}")) }
+    })
+    .unwrap();
+    expect(&[
+        (&set.outside, "outside", "10.1.1.20:8000", "far", forwarder.ipv4.into()),
+        (&set.pod, "a pod", "10.1.1.20:8000", "far", forwarder.ipv4.into()),
+    ]);
     agent.stop().unwrap();
 }

@@ -130,7 +130,7 @@ fn world(node: &Netns) -> MemTables {
     {
         let ifindex = node.run(|| nix::net::if_::if_nametoindex(device).unwrap());
         let v4 = Addr4::narrow(at(false, number, host).into());
-        world.devices.insert(ifindex, Device { v4, v6: at(true, number, host).into(), bits });
+        world.devices.insert(ifindex, Device { v4, v6: at(true, number, host).into(), bits, ..Device::NONE });
     }
     world.config = Some(Config {
         node_port_min: 30_080,
