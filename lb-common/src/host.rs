@@ -14,7 +14,7 @@ use crate::{
     },
     datapath::{
         packet::{
-            self, Flows, Route, Side, Table, Verdict, Work,
+            self, Flows, Place, Route, Side, Table, Verdict, Work,
             parse::{Packet, Part},
             refuse::{Budget, Reshape},
             rewrite::PacketMut,
@@ -183,8 +183,13 @@ impl<A: Family> Flows<A> for MemTables {
         u32::try_from(self.now_ms.get() / 1000).unwrap_or(u32::MAX)
     }
 
-    fn device(&self, ifindex: u32) -> Option<Device> {
-        self.devices.get(&ifindex).copied()
+    fn device(&self, ifindex: u32) -> Option<Place> {
+        let device = self.devices.get(&ifindex)?;
+        Some(Place { bits: device.bits, controller: device.controller })
+    }
+
+    fn source_at(&self, ifindex: u32) -> Option<A> {
+        self.devices.get(&ifindex).and_then(A::of_device)
     }
 
     fn route(&self, key: &FlowKey<A>) -> Route {

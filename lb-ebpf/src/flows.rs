@@ -13,7 +13,7 @@ use lb_common::{
         ServiceId,
     },
     datapath::{
-        packet::{self, Flows, Route, Side, Table, Verdict, Way, Work},
+        packet::{self, Flows, Place, Route, Side, Table, Verdict, Way, Work},
         tables::Tables as _,
     },
 };
@@ -287,10 +287,18 @@ impl<A: Family> Flows<A> for BpfTables {
     }
 
     #[inline(always)]
-    fn device(&self, ifindex: u32) -> Option<Device> {
+    fn device(&self, ifindex: u32) -> Option<Place> {
         let value = maps::DEVICES.get_ptr(ifindex)?;
-        // SAFETY: the pointer is a live map value.
-        Some(unsafe { value.read_volatile() })
+        // SAFETY: the pointer is a live map value, and an entry never changes.
+        let Device { bits, controller, .. } = unsafe { &*value };
+        Some(Place { bits: *bits, controller: *controller })
+    }
+
+    #[inline(always)]
+    fn source_at(&self, ifindex: u32) -> Option<A> {
+        let value = maps::DEVICES.get_ptr(ifindex)?;
+        // SAFETY: as above.
+        A::of_device(unsafe { &*value })
     }
 
     #[inline(always)]

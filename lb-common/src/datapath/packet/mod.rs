@@ -44,8 +44,7 @@ mod track;
 mod track_tests;
 
 use crate::abi::{
-    Addr, Device, Flow, FlowAddr, FlowKey, FlowState, FragmentKey, FragmentPorts, Opened, PacketLb, Proto,
-    ServiceId,
+    Addr, Flow, FlowAddr, FlowKey, FlowState, FragmentKey, FragmentPorts, Opened, PacketLb, Proto, ServiceId,
 };
 pub use icmp::{Errors, icmp, retell};
 pub use open::{begin, commit, reserve};
@@ -86,6 +85,15 @@ pub enum Route {
     None,
 }
 
+/// Where a device is: of its entry only what decisions need, because a program's stack is small.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// [`Device::bits`](crate::abi::Device::bits)
+    pub bits: u32,
+    /// [`Device::controller`](crate::abi::Device::controller)
+    pub controller: u32,
+}
+
 /// What packets of one family may ask of the world.
 pub trait Flows<A: FlowAddr>: Tables {
     /// Copies the entry of a key, and says where it is: [`Table::Kept`] first. May be another key's, see [`Flow::is_of`].
@@ -101,7 +109,9 @@ pub trait Flows<A: FlowAddr>: Tables {
     /// Seconds of a clock that does not jump, wrapping.
     fn now_s(&self) -> u32;
     /// What is known of a device.
-    fn device(&self, ifindex: u32) -> Option<Device>;
+    fn device(&self, ifindex: u32) -> Option<Place>;
+    /// What is masqueraded and leaves by a device has this source; nothing if it has none.
+    fn source_at(&self, ifindex: u32) -> Option<A>;
     /// Where a packet of `key` leaves.
     fn route(&self, key: &FlowKey<A>) -> Route;
     /// A port for masquerading, chosen by `random`; nothing if there is none at all.

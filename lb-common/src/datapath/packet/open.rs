@@ -1,6 +1,6 @@
 //! The first packet of a flow: who serves it and from which address, or why nobody does.
 
-use super::{Flows, Route, Table, Verdict, Way, Work, parse::Headers, track::find};
+use super::{Flows, Place, Route, Table, Verdict, Way, Work, parse::Headers, track::find};
 use crate::{
     abi::{
         Address, Backend, Client, Device, Direction, Flow, FlowAddr, FlowBits, FlowKey, Frontend,
@@ -44,7 +44,7 @@ pub fn begin<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, work: &mut Work<
     if !work.packet.opens() && !joins(world, &work.packet, frontend) {
         return Verdict::Pass;
     }
-    let Some(Device { bits: device, .. }) = world.device(ifindex) else { return Verdict::Pass };
+    let Some(Place { bits: device, controller }) = world.device(ifindex) else { return Verdict::Pass };
     let served = match served(world, device, &work.packet, frontend) {
         Ok(served) => served,
         Err(verdict) => return verdict,
@@ -59,7 +59,7 @@ pub fn begin<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, work: &mut Work<
         bits: FlowBits::default(),
         now_s: work.now_s,
     };
-    let refused = match masquerade(world, device, work) {
+    let refused = match masquerade(world, (device, controller), work) {
         Err(reason) => Some(reason),
         Ok(()) if is_masqueraded(work) && work.packet.ttl <= 1 => Some(Reason::TtlExceeded),
         Ok(()) => None,
@@ -183,7 +183,11 @@ fn served<A: FlowAddr, W: Flows<A>>(
 /// A backend on this node answers by way of this node, whoever the client is (MQ-3 leaves that open). So does every backend that
 /// a pod of this node has asked: the answer passes the pod's own device.
 #[inline(always)]
-fn masquerade<A: FlowAddr, W: Flows<A>>(world: &W, device: u32, work: &mut Work<A>) -> Result<(), Reason> {
+fn masquerade<A: FlowAddr, W: Flows<A>>(
+    world: &W,
+    (device, controller): (u32, u32),
+    work: &mut Work<A>,
+) -> Result<(), Reason> {
     let Work { after, opened, .. } = work;
     let is_pod = device & Device::PODS != 0;
     let shared = device & Device::SHARED != 0;
@@ -203,9 +207,9 @@ fn masquerade<A: FlowAddr, W: Flows<A>>(world: &W, device: u32, work: &mut Work<
     if !must && ifindex != opened.ifindex {
         return Ok(());
     }
-    after.src = world.device(ifindex).and_then(|device| A::of_device(&device)).ok_or(Reason::NoRoute)?;
+    after.src = world.source_at(ifindex).ok_or(Reason::NoRoute)?;
     opened.bits = FlowBits::MASQUERADED;
-    if let Some(Device { controller: controller @ 1.., .. }) = world.device(opened.ifindex) {
+    if controller != 0 {
         // Answers are sent out of it by this node, and a port of a bridge has no neighbours of its own.
         opened.ifindex = controller;
     }
