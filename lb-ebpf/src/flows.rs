@@ -6,7 +6,7 @@ use aya_ebpf::{
     btf_maps::lpm_trie::Key,
     helpers::generated::{bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
 };
-use core::ptr;
+use core::{hint::black_box, ptr};
 use lb_common::{
     abi::{
         Addr, Addr4, Device, Flow, FlowAddr, FlowKey, FlowState, FragmentKey, FragmentPorts, RangeKey,
@@ -20,7 +20,9 @@ use lb_common::{
 
 use crate::{
     maps, rare,
+    rare::side_of,
     tables::{BpfTables, copy_words},
+    tc,
 };
 
 /// Address families (include/linux/socket.h).
@@ -53,7 +55,11 @@ pub(crate) trait Family: FlowAddr {
     fn put_ends(lookup: &mut FibLookup, key: &FlowKey<Self>);
     /// Memory for one packet of this CPU, one for each side: a packet may leave while another one comes.
     fn scratch(side: Side) -> Option<*mut Scratch<Self>>;
-    /// [`begin`], by the function that is the family's.
+    /// `tc::see`, by the function that is the family's and the side's.
+    fn call_see(ctx: *mut __sk_buff, side: Side, l3: u32) -> u64;
+    /// `tc::translate`, likewise.
+    fn call_translate(ctx: *mut __sk_buff, side: Side, l3: u32, way: Way) -> i32;
+    /// [`begin`], likewise.
     fn call_begin(ctx: *mut __sk_buff, ifindex: u32) -> u64;
     /// [`commit`], likewise.
     fn call_commit(former: u32) -> u64;
@@ -110,6 +116,19 @@ impl Family for Addr4 {
     }
 
     #[inline(always)]
+    fn call_see(ctx: *mut __sk_buff, side: Side, l3: u32) -> u64 {
+        match side {
+            Side::Ingress => lb_ingress4(ctx, l3),
+            Side::Egress => lb_egress4(ctx, l3),
+        }
+    }
+
+    #[inline(always)]
+    fn call_translate(ctx: *mut __sk_buff, side: Side, l3: u32, way: Way) -> i32 {
+        lb_translate4(ctx, side as u32, l3, number(Verdict::Translate(way)))
+    }
+
+    #[inline(always)]
     fn call_begin(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
         lb_begin4(ctx, ifindex)
     }
@@ -131,7 +150,7 @@ impl Family for Addr4 {
 
     #[inline(always)]
     fn call_icmp(ctx: *mut __sk_buff, side: Side, ifindex: u32) -> Verdict {
-        verdict(rare::lb_icmp4(ctx, side as u32, ifindex))
+        verdict_of(rare::lb_icmp4(ctx, side as u32, ifindex))
     }
 
     #[inline(always)]
@@ -189,6 +208,19 @@ impl Family for Addr {
     }
 
     #[inline(always)]
+    fn call_see(ctx: *mut __sk_buff, side: Side, l3: u32) -> u64 {
+        match side {
+            Side::Ingress => lb_ingress6(ctx, l3),
+            Side::Egress => lb_egress6(ctx, l3),
+        }
+    }
+
+    #[inline(always)]
+    fn call_translate(ctx: *mut __sk_buff, side: Side, l3: u32, way: Way) -> i32 {
+        lb_translate6(ctx, side as u32, l3, number(Verdict::Translate(way)))
+    }
+
+    #[inline(always)]
     fn call_begin(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
         lb_begin6(ctx, ifindex)
     }
@@ -210,7 +242,7 @@ impl Family for Addr {
 
     #[inline(always)]
     fn call_icmp(ctx: *mut __sk_buff, side: Side, ifindex: u32) -> Verdict {
-        verdict(rare::lb_icmp6(ctx, side as u32, ifindex))
+        verdict_of(rare::lb_icmp6(ctx, side as u32, ifindex))
     }
 
     #[inline(always)]
@@ -353,29 +385,41 @@ impl<A: Family> Flows<A> for BpfTables {
     }
 
     #[inline(always)]
-    fn begin(&self, ifindex: u32, _work: &mut Work<A>) -> Verdict {
-        verdict(A::call_begin(self.ctx.cast(), ifindex))
+    fn begin(&self, ifindex: u32, work: &mut Work<A>) -> Verdict {
+        lend(work);
+        verdict_of(A::call_begin(self.ctx.cast(), ifindex))
     }
 
     #[inline(always)]
-    fn commit(&self, _work: &mut Work<A>, former: Option<Table>) -> Verdict {
-        verdict(A::call_commit(former.map_or(0, |table| table as u32 + 1)))
+    fn commit(&self, work: &mut Work<A>, former: Option<Table>) -> Verdict {
+        lend(work);
+        verdict_of(A::call_commit(table(former)))
     }
 
     #[inline(always)]
-    fn reserve(&self, _work: &mut Work<A>) -> bool {
+    fn reserve(&self, work: &mut Work<A>) -> bool {
+        lend(work);
         A::call_reserve() != 0
     }
 
     #[inline(always)]
-    fn first(&self, side: Side, _work: &mut Work<A>, id: u32) {
+    fn first(&self, side: Side, work: &mut Work<A>, id: u32) {
+        lend(work);
         A::call_first(side, id);
     }
 
     #[inline(always)]
-    fn later(&self, side: Side, _work: &mut Work<A>, id: u32) -> bool {
+    fn later(&self, side: Side, work: &mut Work<A>, id: u32) -> bool {
+        lend(work);
         A::call_later(side, id)
     }
+}
+
+/// The function that is called next finds this memory by itself and changes it. Nobody tells LLVM, which may go by what it has seen of
+/// memory that nobody else had a pointer to.
+#[inline(always)]
+fn lend<A>(work: &mut Work<A>) {
+    black_box(ptr::from_mut(work));
 }
 
 /// Where packets of a key leave.
@@ -421,7 +465,7 @@ pub(crate) const fn number(verdict: Verdict) -> u64 {
 
 /// The verdict of a [`number`].
 #[inline(always)]
-const fn verdict(number: u64) -> Verdict {
+pub(crate) const fn verdict_of(number: u64) -> Verdict {
     match number {
         0 => Verdict::Pass,
         1 => Verdict::Drop,
@@ -433,11 +477,30 @@ const fn verdict(number: u64) -> Verdict {
     }
 }
 
+/// Where an entry is, in a number.
+pub(crate) const fn table(table: Option<Table>) -> u32 {
+    match table {
+        None => 0,
+        Some(Table::New) => 1,
+        Some(Table::Kept) => 2,
+    }
+}
+
+/// The table of a [`table()`].
+#[inline(always)]
+pub(crate) const fn table_of(number: u32) -> Option<Table> {
+    match number {
+        0 => None,
+        1 => Some(Table::New),
+        _ => Some(Table::Kept),
+    }
+}
+
 /// `packet::begin` of the packet at hand.
 #[inline(always)]
 fn begin<A: Family>(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
     let Some(scratch) = A::scratch(Side::Ingress) else { return number(Verdict::Pass) };
-    // SAFETY: see `tc::decide`, which called this one.
+    // SAFETY: see `tc::see`.
     let Scratch { work, lookup } = unsafe { &mut *scratch };
     number(packet::begin(&BpfTables { ctx: ctx.cast(), ifindex, lookup }, ifindex, work))
 }
@@ -446,21 +509,16 @@ fn begin<A: Family>(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
 #[inline(always)]
 fn commit<A: Family>(former: u32) -> u64 {
     let Some(scratch) = A::scratch(Side::Ingress) else { return number(Verdict::Pass) };
-    // SAFETY: see `tc::decide`, which called this one.
+    // SAFETY: see `tc::see`.
     let Scratch { work, .. } = unsafe { &mut *scratch };
-    let former = match former {
-        0 => None,
-        1 => Some(Table::New),
-        _ => Some(Table::Kept),
-    };
-    number(packet::commit(&BpfTables::SOCKETS, work, former))
+    number(packet::commit(&BpfTables::SOCKETS, work, table_of(former)))
 }
 
 /// `packet::reserve` of the packet at hand.
 #[inline(always)]
 fn reserve<A: Family>() -> u32 {
     let Some(scratch) = A::scratch(Side::Ingress) else { return 0 };
-    // SAFETY: see `tc::decide`, which called this one.
+    // SAFETY: see `tc::see`.
     let Scratch { work, .. } = unsafe { &mut *scratch };
     u32::from(packet::reserve(&BpfTables::SOCKETS, work))
 }
@@ -468,39 +526,81 @@ fn reserve<A: Family>() -> u32 {
 /// Functions with a name of their own and plain arguments are verified once, whoever calls them.
 #[unsafe(no_mangle)]
 #[inline(never)]
+extern "C" fn lb_ingress4(ctx: *mut __sk_buff, l3: u32) -> u64 {
+    tc::see::<Addr4>(ctx, Side::Ingress, l3)
+}
+
+/// See [`lb_ingress4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_ingress6(ctx: *mut __sk_buff, l3: u32) -> u64 {
+    tc::see::<Addr>(ctx, Side::Ingress, l3)
+}
+
+/// See [`lb_ingress4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_egress4(ctx: *mut __sk_buff, l3: u32) -> u64 {
+    tc::see::<Addr4>(ctx, Side::Egress, l3)
+}
+
+/// See [`lb_ingress4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_egress6(ctx: *mut __sk_buff, l3: u32) -> u64 {
+    tc::see::<Addr>(ctx, Side::Egress, l3)
+}
+
+/// See [`lb_ingress4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_translate4(ctx: *mut __sk_buff, side: u32, l3: u32, way: u64) -> i32 {
+    tc::translate::<Addr4>(ctx, side_of(side), l3, way)
+}
+
+/// See [`lb_ingress4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_translate6(ctx: *mut __sk_buff, side: u32, l3: u32, way: u64) -> i32 {
+    tc::translate::<Addr>(ctx, side_of(side), l3, way)
+}
+
+/// See [`lb_ingress4`].
+#[unsafe(no_mangle)]
+#[inline(never)]
 extern "C" fn lb_begin4(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
     begin::<Addr4>(ctx, ifindex)
 }
 
-/// See [`lb_begin4`].
+/// See [`lb_ingress4`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_begin6(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
     begin::<Addr>(ctx, ifindex)
 }
 
-/// See [`lb_begin4`].
+/// See [`lb_ingress4`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_commit4(former: u32) -> u64 {
     commit::<Addr4>(former)
 }
 
-/// See [`lb_begin4`].
+/// See [`lb_ingress4`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_commit6(former: u32) -> u64 {
     commit::<Addr>(former)
 }
 
-/// See [`lb_begin4`].
+/// See [`lb_ingress4`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_reserve4() -> u32 {
     reserve::<Addr4>()
 }
 
-/// See [`lb_begin4`].
+/// See [`lb_ingress4`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn lb_reserve6() -> u32 {

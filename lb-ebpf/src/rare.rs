@@ -14,17 +14,14 @@ use crate::{
     flows::{Family, Scratch, number},
     skb::Skb,
     tables::BpfTables,
-    tc::DROP,
+    tc::{DROP, MOST_L3},
 };
-
-/// Where an IP header begins at most: Ethernet with two VLAN tags.
-const MOST_L3: u32 = 22;
 
 /// Answers the packet at hand, which is refused.
 #[inline(always)]
 fn refuse<A: Family + Answers>(ctx: *mut __sk_buff, l3: u32) -> i32 {
     let Some(scratch) = A::scratch(Side::Ingress) else { return DROP };
-    // SAFETY: see `tc::decide`, which called this one.
+    // SAFETY: see `tc::see`.
     let Scratch { work, .. } = unsafe { &mut *scratch };
     let mut skb = Skb::whole(ctx);
     if l3 > MOST_L3 || !skb.is_for_us() {
@@ -41,7 +38,7 @@ fn refuse<A: Family + Answers>(ctx: *mut __sk_buff, l3: u32) -> i32 {
 fn icmp<A: Family + Errors>(ctx: *mut __sk_buff, side: u32, ifindex: u32) -> u64 {
     let side = side_of(side);
     let Some(scratch) = A::scratch(side) else { return number(Verdict::Pass) };
-    // SAFETY: see `tc::decide`, which called this one.
+    // SAFETY: see `tc::see`.
     let Scratch { work, .. } = unsafe { &mut *scratch };
     number(packet::icmp(&BpfTables::SOCKETS, side, ifindex, &Skb::whole(ctx), work))
 }
@@ -50,7 +47,7 @@ fn icmp<A: Family + Errors>(ctx: *mut __sk_buff, side: u32, ifindex: u32) -> u64
 #[inline(always)]
 fn retell<A: Family + Errors>(ctx: *mut __sk_buff, side: u32, l3: u32, forwards: u32) -> u32 {
     let Some(scratch) = A::scratch(side_of(side)) else { return 0 };
-    // SAFETY: see `tc::decide`, which called this one.
+    // SAFETY: see `tc::see`.
     let Scratch { work, .. } = unsafe { &mut *scratch };
     if l3 > MOST_L3 {
         return 0;
@@ -62,7 +59,7 @@ fn retell<A: Family + Errors>(ctx: *mut __sk_buff, side: u32, l3: u32, forwards:
 #[inline(always)]
 fn first<A: Family>(side: u32, id: u32) -> u32 {
     let Some(scratch) = A::scratch(side_of(side)) else { return 0 };
-    // SAFETY: see `tc::decide`, which called this one.
+    // SAFETY: see `tc::see`.
     let Scratch { work, .. } = unsafe { &mut *scratch };
     u32::from(fragment::first(&BpfTables::SOCKETS, work, id))
 }
@@ -71,13 +68,13 @@ fn first<A: Family>(side: u32, id: u32) -> u32 {
 #[inline(always)]
 fn later<A: Family>(side: u32, id: u32) -> u32 {
     let Some(scratch) = A::scratch(side_of(side)) else { return 0 };
-    // SAFETY: see `tc::decide`, which called this one.
+    // SAFETY: see `tc::see`.
     let Scratch { work, .. } = unsafe { &mut *scratch };
     u32::from(fragment::later(&BpfTables::SOCKETS, work, id))
 }
 
 /// A side that was given as a number.
-const fn side_of(side: u32) -> Side {
+pub(crate) const fn side_of(side: u32) -> Side {
     if side == Side::Ingress as u32 { Side::Ingress } else { Side::Egress }
 }
 

@@ -15,7 +15,7 @@ use core::{ffi::c_void, hint::black_box, ptr};
 use lb_common::{
     abi::{Addr, Addr4, FlowAddr, FlowKey, Proto},
     datapath::packet::{
-        parse::{Headers, MOST_EXTENSION_BYTES, Packet, Part},
+        parse::{self, Headers, MOST_EXTENSION_BYTES, Packet, Part},
         refuse::Reshape,
         rewrite::PacketMut,
     },
@@ -100,6 +100,12 @@ impl Skb {
             let _short = unsafe { bpf_skb_pull_data(ctx, if len < USUAL { len } else { USUAL }) };
         }
         skb
+    }
+
+    /// The packet of a program's context that was one before.
+    #[inline(always)]
+    pub(crate) const fn again(ctx: *mut __sk_buff) -> Self {
+        Self { ctx, rare: false }
     }
 
     #[inline(always)]
@@ -236,6 +242,8 @@ impl Reshape for Skb {
 
 /// What a family's headers look like.
 pub(crate) trait Layout: FlowAddr {
+    /// Reads a packet whose IP header begins at `l3`.
+    fn parse(skb: &Skb, l3: usize) -> Option<Headers<Self>>;
     /// Rewrites the addresses, and what depends on them in the IP header; `forwards` takes one from the TTL. Gives the difference that the
     /// pseudo header makes.
     fn rewrite(
@@ -264,6 +272,11 @@ const fn fold(sum: u64) -> u64 {
 
 impl Layout for Addr4 {
     const IP_HAS_CHECKSUM: bool = true;
+
+    #[inline(always)]
+    fn parse(skb: &Skb, l3: usize) -> Option<Headers<Self>> {
+        parse::v4(skb, l3)
+    }
 
     #[inline(always)]
     fn rewrite(
@@ -298,6 +311,11 @@ impl Layout for Addr4 {
 
 impl Layout for Addr {
     const IP_HAS_CHECKSUM: bool = false;
+
+    #[inline(always)]
+    fn parse(skb: &Skb, l3: usize) -> Option<Headers<Self>> {
+        parse::v6(skb, l3)
+    }
 
     #[inline(always)]
     fn rewrite(

@@ -1,22 +1,24 @@
 //! `struct __sk_buff` <-> `lb_common::datapath::packet`.
 #![expect(unsafe_code, reason = "contexts are raw pointers")]
 
-use aya_ebpf::{EbpfContext as _, programs::TcContext};
+use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, programs::TcContext};
 use lb_common::{
-    abi::{Addr, Addr4},
-    datapath::packet::{self, Flows, Route, Side, Verdict, Way, parse},
+    abi::{Addr, Addr4, FlowKey},
+    datapath::packet::{
+        self, Flows, Route, Seen, Side, Table, Verdict, Way,
+        parse::{Packet as _, Part as _},
+        refuse::Answers,
+    },
 };
-use packet::refuse::Answers;
-use parse::{Headers, Packet as _, Part as _};
 
 use crate::{
-    flows::{Family, Scratch},
+    flows::{Family, Scratch, table, table_of, verdict_of},
     skb::{Layout, Skb},
     tables::BpfTables,
 };
 
 /// `TC_ACT_UNSPEC`: whoever is next decides, as if we were not here.
-const NEXT: i32 = -1;
+pub(crate) const NEXT: i32 = -1;
 /// `TC_ACT_SHOT`
 pub(crate) const DROP: i32 = 2;
 
@@ -25,6 +27,9 @@ const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 const VLAN: u16 = 0x8100;
 const QINQ: u16 = 0x88a8;
+
+/// Where an IP header begins at most: Ethernet with two VLAN tags.
+pub(crate) const MOST_L3: u32 = 22;
 
 /// Decides a frame of a device with Ethernet headers.
 #[inline(always)]
@@ -42,60 +47,150 @@ pub(crate) fn frame(ctx: &TcContext, side: Side) -> i32 {
         kind = tag.load16(2);
         l3 += 4;
     }
-    packet(&skb, side, kind, l3)
+    packet(skb.as_ptr(), side, kind, l3)
 }
 
 #[inline(always)]
-fn packet(skb: &Skb, side: Side, kind: u16, l3: usize) -> i32 {
+fn packet(ctx: *mut __sk_buff, side: Side, kind: u16, l3: usize) -> i32 {
+    #[expect(clippy::cast_possible_truncation, reason = "some ten")]
+    let l3 = l3 as u32;
     match kind {
-        IPV4 => decide::<Addr4>(skb, side, l3, parse::v4(skb, l3)),
-        IPV6 => decide::<Addr>(skb, side, l3, parse::v6(skb, l3)),
+        IPV4 => decide::<Addr4>(ctx, side, l3),
+        IPV6 => decide::<Addr>(ctx, side, l3),
         _ => NEXT,
     }
 }
 
+/// How far a packet is, once its flow was looked for.
+enum Step {
+    /// It is decided, and translated where it is to be: the program's action.
+    Done(i32),
+    /// It may open a flow; as [`Seen::Opens`].
+    Opens { former: Option<Table> },
+    /// It is one of ICMP.
+    Message,
+}
+
+impl Step {
+    /// As a function returns it that the verifier looks at by itself.
+    #[inline(always)]
+    const fn number(self) -> u64 {
+        match self {
+            #[expect(clippy::cast_sign_loss, reason = "the way back is the same")]
+            Self::Done(action) => action as u32 as u64,
+            Self::Message => 1 << 32,
+            Self::Opens { former } => 2 << 32 | table(former) as u64,
+        }
+    }
+
+    /// The step of a [`number`](Self::number).
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "as it was put in")]
+    const fn of(number: u64) -> Self {
+        match number >> 32 {
+            0 => Self::Done(number as i32),
+            1 => Self::Message,
+            _ => Self::Opens { former: table_of(number as u32) },
+        }
+    }
+}
+
+/// Decides a packet, by functions that are called one after the other: 5.10 adds up the frames of those that call each other, each rounded
+/// up to 32 bytes, and has 512 for all.
 #[inline(always)]
-fn decide<A: Family + Layout + Answers>(
-    skb: &Skb,
-    side: Side,
-    l3: usize,
-    headers: Option<Headers<A>>,
-) -> i32 {
-    let (Some(headers), Some(scratch)) = (headers, A::scratch(side)) else { return NEXT };
+fn decide<A: Family>(ctx: *mut __sk_buff, side: Side, l3: u32) -> i32 {
+    let verdict = match Step::of(A::call_see(ctx, side, l3)) {
+        Step::Done(action) => return action,
+        Step::Message => A::call_icmp(ctx, side, Skb::again(ctx).ifindex()),
+        Step::Opens { former } => open::<A>(ctx, former),
+    };
+    match verdict {
+        Verdict::Pass => NEXT,
+        Verdict::Drop => DROP,
+        Verdict::Refuse => A::call_refuse(ctx, l3),
+        Verdict::Translate(way) => A::call_translate(ctx, side, l3, way),
+    }
+}
+
+/// [`packet::open`] of the packet at hand.
+#[inline(always)]
+fn open<A: Family>(ctx: *mut __sk_buff, former: Option<Table>) -> Verdict {
+    let Some(scratch) = A::scratch(Side::Ingress) else { return Verdict::Pass };
+    // SAFETY: see `see`.
+    let Scratch { work, lookup } = unsafe { &mut *scratch };
+    let skb = Skb::again(ctx);
+    let tables = &BpfTables { ctx: skb.ctx(), ifindex: skb.ifindex(), lookup };
+    packet::open(tables, tables.ifindex, work, former)
+}
+
+/// What every packet needs: it is read, its flow is looked for, and if that is known, what the flow's entry says is done.
+#[inline(always)]
+pub(crate) fn see<A: Family + Layout + Answers>(ctx: *mut __sk_buff, side: Side, l3: u32) -> u64 {
+    let done = |action| Step::Done(action).number();
+    if l3 > MOST_L3 {
+        return done(NEXT);
+    }
+    let skb = &Skb::again(ctx);
+    let (Some(headers), Some(scratch)) = (A::parse(skb, l3 as usize), A::scratch(side)) else {
+        return done(NEXT);
+    };
     // SAFETY: a live map value of this CPU, which no other program of this side uses before this one ends. Every part is plain
     // data, and is written before it is read.
     let Scratch { work, lookup } = unsafe { &mut *scratch };
     work.packet = headers;
+    if work.packet.key.proto == A::ICMP {
+        return Step::Message.number();
+    }
     let tables = &BpfTables { ctx: skb.ctx(), ifindex: skb.ifindex(), lookup };
-    #[expect(clippy::cast_possible_truncation, reason = "some ten")]
-    let place = l3 as u32;
-    let is_message = work.packet.key.proto == A::ICMP;
     let verdict = match side {
-        _ if is_message => A::call_icmp(skb.as_ptr(), side, tables.ifindex),
-        Side::Ingress => packet::ingress(tables, tables.ifindex, work),
         Side::Egress => packet::egress(tables, tables.ifindex, work),
-    };
-    let way = match verdict {
-        Verdict::Pass => return NEXT,
-        Verdict::Drop => return DROP,
-        Verdict::Refuse => return A::call_refuse(skb.as_ptr(), place),
-        Verdict::Translate(way) => way,
-    };
-    let leaves_by = match way {
-        Way::On => None,
-        Way::Device { ifindex } => Some(ifindex),
-        Way::Routed => match tables.route(&work.after) {
-            Route::Out { ifindex } => Some(ifindex),
-            Route::Local | Route::None => return DROP,
+        Side::Ingress => match packet::see(tables, work) {
+            Seen::Decided(verdict) => verdict,
+            Seen::Opens { former } => return Step::Opens { former }.number(),
         },
     };
-    let written = if is_message {
-        A::call_retell(skb.as_ptr(), side, place, leaves_by.is_some())
-    } else {
-        skb.rewrite(l3, &work.packet, &work.after, leaves_by.is_some())
+    let Verdict::Translate(way) = verdict else {
+        return done(if verdict == Verdict::Pass { NEXT } else { DROP });
     };
-    if !written {
+    let Ok(leaves_by) = leaves_by(tables, &work.after, way) else { return done(DROP) };
+    let written = skb.rewrite(l3 as usize, &work.packet, &work.after, leaves_by.is_some());
+    done(if written { leaves_by.map_or(NEXT, Skb::leave_by) } else { DROP })
+}
+
+/// Translates the packet at hand, which has opened a flow or is one of ICMP.
+#[inline(always)]
+pub(crate) fn translate<A: Family + Layout + Answers>(
+    ctx: *mut __sk_buff,
+    side: Side,
+    l3: u32,
+    way: u64,
+) -> i32 {
+    let (Verdict::Translate(way), Some(scratch)) = (verdict_of(way), A::scratch(side)) else { return DROP };
+    if l3 > MOST_L3 {
         return DROP;
     }
-    leaves_by.map_or(NEXT, Skb::leave_by)
+    // SAFETY: see `see`.
+    let Scratch { work, lookup } = unsafe { &mut *scratch };
+    let skb = &Skb::again(ctx);
+    let tables = &BpfTables { ctx: skb.ctx(), ifindex: skb.ifindex(), lookup };
+    let Ok(leaves_by) = leaves_by(tables, &work.after, way) else { return DROP };
+    let written = if work.packet.key.proto == A::ICMP {
+        A::call_retell(ctx, side, l3, leaves_by.is_some())
+    } else {
+        skb.rewrite(l3 as usize, &work.packet, &work.after, leaves_by.is_some())
+    };
+    if written { leaves_by.map_or(NEXT, Skb::leave_by) } else { DROP }
+}
+
+/// The device that a packet leaves by, if it does not go on where it was going. An error if it cannot leave.
+#[inline(always)]
+fn leaves_by<A: Family>(tables: &BpfTables, after: &FlowKey<A>, way: Way) -> Result<Option<u32>, ()> {
+    match way {
+        Way::On => Ok(None),
+        Way::Device { ifindex } => Ok(Some(ifindex)),
+        Way::Routed => match tables.route(after) {
+            Route::Out { ifindex } => Ok(Some(ifindex)),
+            Route::Local | Route::None => Err(()),
+        },
+    }
 }

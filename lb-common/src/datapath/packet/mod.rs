@@ -204,20 +204,56 @@ pub enum Way {
     },
 }
 
+/// What is known of a packet that comes from a device, once its flow was looked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Seen {
+    /// Nearly always: what happens to it.
+    Decided(Verdict),
+    /// It may open a flow: [`open()`] decides.
+    Opens {
+        /// Where [`Work`] has the entry of a flow with the same ends, which is over.
+        former: Option<Table>,
+    },
+}
+
 /// Decides a packet that comes from the device `ifindex`.
 #[inline(always)]
 pub fn ingress<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, work: &mut Work<A>) -> Verdict {
+    match see(world, work) {
+        Seen::Decided(verdict) => verdict,
+        Seen::Opens { former } => open(world, ifindex, work, former),
+    }
+}
+
+/// Looks for the flow of a packet that comes from a device.
+#[inline(always)]
+pub fn see<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>) -> Seen {
     work.now_s = world.now_s();
     if is_lost(world, Side::Ingress, work) {
-        return Verdict::Pass;
+        return Seen::Decided(Verdict::Pass);
     }
     let former = track::find(world, &work.packet.key, &mut work.flow);
-    let known = former.and_then(|table| track::ingress(world, work, table));
-    let verdict = match known {
-        Some(verdict) => verdict,
-        None if former.is_none() && !work.packet.opens() && !may_join(world, &work.packet) => Verdict::Pass,
-        None => open::open(world, ifindex, work, former),
-    };
+    if let Some(table) = former
+        && let Some(verdict) = track::ingress(world, work, table)
+    {
+        note_ports(world, Side::Ingress, work, verdict);
+        return Seen::Decided(verdict);
+    }
+    if former.is_none() && !work.packet.opens() && !may_join(world, &work.packet) {
+        return Seen::Decided(Verdict::Pass);
+    }
+    Seen::Opens { former }
+}
+
+/// Decides a packet that may open a flow, from the device `ifindex`; `former` as [`see`] has said.
+#[inline(always)]
+pub fn open<A: FlowAddr, W: Flows<A>>(
+    world: &W,
+    ifindex: u32,
+    work: &mut Work<A>,
+    former: Option<Table>,
+) -> Verdict {
+    let verdict = open::open(world, ifindex, work, former);
     note_ports(world, Side::Ingress, work, verdict);
     verdict
 }
