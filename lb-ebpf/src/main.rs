@@ -88,3 +88,15 @@ fn lb_tc_ingress(ctx: TcContext) -> i32 {
 fn lb_tc_egress(ctx: TcContext) -> i32 {
     tc::frame(&ctx, Side::Egress)
 }
+
+/// Packets that come from a device without Ethernet: a tunnel.
+#[classifier]
+fn lb_ip_ingress(ctx: TcContext) -> i32 {
+    tc::bare(&ctx, Side::Ingress)
+}
+
+/// Packets that leave by a device without Ethernet.
+#[classifier]
+fn lb_ip_egress(ctx: TcContext) -> i32 {
+    tc::bare(&ctx, Side::Egress)
+}

@@ -8,7 +8,8 @@ use aya_ebpf::{
     },
     helpers::generated::{
         bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_pull_data,
+        bpf_skb_store_bytes,
     },
 };
 use core::{ffi::c_void, hint::black_box, ptr};
@@ -21,6 +22,10 @@ use lb_common::{
     },
 };
 
+use crate::tc::DROP;
+
+/// Bytes of an Ethernet header.
+const ETHERNET: u32 = 14;
 /// `PACKET_HOST` (include/uapi/linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
 
@@ -133,6 +138,14 @@ impl Skb {
         load!(self.ctx, ifindex)
     }
 
+    /// Its EtherType, also where it has no Ethernet header.
+    #[inline(always)]
+    pub(crate) fn kind(&self) -> u16 {
+        #[expect(clippy::cast_possible_truncation, reason = "16 bits in network order")]
+        let kind = load!(self.ctx, protocol) as u16;
+        u16::from_be(kind)
+    }
+
     /// Writes bytes. False if the packet cannot be written.
     #[inline(always)]
     fn store<T>(&self, offset: usize, value: &T) -> bool {
@@ -143,9 +156,14 @@ impl Skb {
         unsafe { bpf_skb_store_bytes(self.ctx, offset, from, len, 0) == 0 }
     }
 
-    /// Out of a device, to the neighbour that its routes say.
+    /// Out of a device, to the neighbour that its routes say. What has no Ethernet header gets one, because the kernel takes one off
+    /// (`__bpf_redirect_neigh` in net/core/filter.c).
     #[inline(always)]
-    pub(crate) fn leave_by(ifindex: u32) -> i32 {
+    pub(crate) fn leave_by(&self, l3: u32, ifindex: u32) -> i32 {
+        // SAFETY: the context is valid for the program's run.
+        if l3 == 0 && unsafe { bpf_skb_change_head(self.ctx, ETHERNET, 0) } != 0 {
+            return DROP;
+        }
         #[expect(clippy::cast_possible_truncation, reason = "an action")]
         // SAFETY: the helper takes no pointer here.
         let action = unsafe { bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) } as i32;

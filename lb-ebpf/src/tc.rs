@@ -50,6 +50,13 @@ pub(crate) fn frame(ctx: &TcContext, side: Side) -> i32 {
     packet(skb.as_ptr(), side, kind, l3)
 }
 
+/// Decides a packet of a device whose packets begin with the IP header.
+#[inline(always)]
+pub(crate) fn bare(ctx: &TcContext, side: Side) -> i32 {
+    let skb = Skb::new(ctx.as_ptr().cast());
+    packet(skb.as_ptr(), side, skb.kind(), 0)
+}
+
 #[inline(always)]
 fn packet(ctx: *mut __sk_buff, side: Side, kind: u16, l3: usize) -> i32 {
     #[expect(clippy::cast_possible_truncation, reason = "some ten")]
@@ -154,7 +161,7 @@ pub(crate) fn see<A: Family + Layout + Answers>(ctx: *mut __sk_buff, side: Side,
     };
     let Ok(leaves_by) = leaves_by(tables, &work.after, way) else { return done(DROP) };
     let written = skb.rewrite(l3 as usize, &work.packet, &work.after, leaves_by.is_some());
-    done(if written { leaves_by.map_or(NEXT, Skb::leave_by) } else { DROP })
+    done(if written { leaves_by.map_or(NEXT, |ifindex| skb.leave_by(l3, ifindex)) } else { DROP })
 }
 
 /// Translates the packet at hand, which has opened a flow or is one of ICMP.
@@ -179,7 +186,7 @@ pub(crate) fn translate<A: Family + Layout + Answers>(
     } else {
         skb.rewrite(l3 as usize, &work.packet, &work.after, leaves_by.is_some())
     };
-    if written { leaves_by.map_or(NEXT, Skb::leave_by) } else { DROP }
+    if written { leaves_by.map_or(NEXT, |ifindex| skb.leave_by(l3, ifindex)) } else { DROP }
 }
 
 /// The device that a packet leaves by, if it does not go on where it was going. An error if it cannot leave.

@@ -34,6 +34,7 @@ pub mod privilege;
 pub mod probe;
 pub mod scenario;
 pub mod topology;
+pub mod tun;
 pub mod twin;
 pub mod wait;
 
@@ -45,4 +46,5 @@ pub use netns::Netns;
 pub use place::{Place, Process};
 pub use probe::Probe;
 pub use topology::{Node, Pod, Topology};
+pub use tun::Tunnel;
 pub use wait::{wait_for, wait_until};

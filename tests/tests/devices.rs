@@ -7,7 +7,7 @@ use std::time::Duration;
 use lb_tests::agent::{Agent, Home, at, service, slice};
 use lb_tests::probe::{Serve, Tcp, Udp};
 use lb_tests::wait::wait_for;
-use lb_tests::{Node, Pod, Probe, Topology, needs_root};
+use lb_tests::{Node, Pod, Probe, Topology, Tunnel, needs, needs_root};
 use serde_json::{Value, json};
 
 /// The agent serves packets and no sockets.
@@ -191,6 +191,50 @@ fn clients_that_no_hook_sees_reach_every_kind_of_frontend() {
     agent.stop().unwrap();
 }
 
+/// Clients and backends behind a device whose packets have no Ethernet header.
+#[test]
+fn tunnels_are_served() {
+    needs_root!();
+    let set = Set::new("devices-tunnel");
+    let (node, other) = (set.net.node(1), set.net.node(2));
+    let _tunnel = Tunnel::join("tun0", [&node.netns, &other.netns]).unwrap();
+    for (at, number, peer) in [(node, 1, 2), (other, 2, 1)] {
+        at.netns
+            .ip(&format!(
+                "addr add 192.168.60.{number}/32 peer 192.168.60.{peer} dev tun0
+                 addr add fd00:192:168:60::{number}/64 dev tun0 nodad"
+            ))
+            .unwrap();
+    }
+    other.netns.ip("route add 10.0.0.0/16 dev tun0\nroute add fd00:10:0::/48 dev tun0").unwrap();
+    set.apply(&json!({}));
+    let mut nobody = service("nobody", &["10.0.3.100", "fd00:10:0:3::100"], &[("tcp", "TCP", 80)]);
+    nobody["spec"]["externalIPs"] = json!(["10.0.3.200", "fd00:10:0:3::200"]);
+    set.home.apply("nobody", &[nobody]).unwrap();
+    let agent = set.start(&["--external-ips", "on"]);
+    assert!(served(&set.home).contains(&"tun0 uplink".to_owned()), "{:?}", served(&set.home));
+    let v6 = |addr: &str| addr.parse::<IpAddr>().unwrap();
+    expect(&[
+        (&set.outside, "outside", "10.0.2.150:80", "own", [192, 168, 60, 2].into()),
+        (&set.outside, "outside", "[fd00:10:0:2::150]:80", "own", v6("fd00:192:168:60::2")),
+        (&set.outside, "outside", "10.0.1.150:80", "far", node.ipv4.into()),
+        (&set.outside, "outside", "[fd00:10:0:1::200]:80", "far", node.ipv6.into()),
+    ]);
+    node.netns.ip("route add 10.2.255.1 dev tun0\nroute add fd00:10:2:255::1 dev tun0").unwrap();
+    expect(&[
+        (&set.outside, "outside", "10.0.1.150:80", "far", [192, 168, 60, 1].into()),
+        (&set.outside, "outside", "[fd00:10:0:1::150]:80", "far", v6("fd00:192:168:60::1")),
+        (&set.outside, "outside", "192.168.50.1:30081", "far", [192, 168, 60, 1].into()),
+        (&set.pod, "a pod", "10.0.1.100:80", "far", set.client.ipv4.into()),
+        (&set.pod, "a pod", "[fd00:10:0:1::100]:80", "far", set.client.ipv6.into()),
+    ]);
+    for to in ["10.0.3.200:80", "[fd00:10:0:3::200]:80"] {
+        let said = set.outside.tcp(&Tcp::to(at(to))).unwrap_err().to_string();
+        assert!(said.contains("ECONNREFUSED"), "{to}: {said}");
+    }
+    agent.stop().unwrap();
+}
+
 /// Pods come and go, and so do uplinks.
 #[test]
 fn devices_that_come_are_served_and_those_that_go_are_forgotten() {
@@ -323,6 +367,8 @@ fn a_pod_that_forwards_to_a_cluster_ip_works() {
         Agent::start_with(set.node(), &set.home, ["--devices", "auto", "--pod-devices", "auto"]).unwrap();
     let forwarder = set.node().add_pod("forwarder", [10, 1, 1, 20].into()).unwrap();
     forwarder.netns.sysctl("net.ipv4.ip_forward", "1").unwrap();
+    let has_iptables = forwarder.command("iptables").arg("--version").output().is_ok();
+    needs!(has_iptables, "iptables");
     for rule in [
         "PREROUTING -p tcp --dport 8000 -j DNAT --to-destination 10.0.1.100:80",
         "PREROUTING -p udp --dport 8000 -j DNAT --to-destination 10.0.1.100:80",

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
+    Layer,
     addresses::{OwnAddress, OwnAddresses},
     links::{Link, LinkAddress, LinkKind, Links},
 };
@@ -179,8 +180,20 @@ fn link(message: &LinkMessage) -> Option<Link> {
     if layer == LinkLayerType::Loopback {
         kind = LinkKind::Loopback;
     }
-    let is_ethernet = layer == LinkLayerType::Ether;
-    Some(Link { name: name?, kind, controller, is_ethernet, addrs: Vec::new(), has_gateway: false })
+    let layer = match layer {
+        LinkLayerType::Ether => Some(Layer::Ethernet),
+        // Those that `dev_is_mac_header_xmit` (include/linux/if_arp.h) names.
+        LinkLayerType::None
+        | LinkLayerType::Tunnel
+        | LinkLayerType::Tunnel6
+        | LinkLayerType::Sit
+        | LinkLayerType::Ipgre
+        | LinkLayerType::Ip6gre
+        | LinkLayerType::Rawip
+        | LinkLayerType::Ppp => Some(Layer::Ip),
+        _ => None,
+    };
+    Some(Link { name: name?, kind, controller, layer, addrs: Vec::new(), has_gateway: false })
 }
 
 /// Devices that a route through a gateway leads out of.

@@ -7,6 +7,7 @@ use std::{
 
 use lb_common::abi::{Addr, Addr4, Device, FlowAddr as _};
 
+use super::Layer;
 use crate::{
     config::{DetectLocal, DeviceOptions, Devices},
     model::{Family, Name},
@@ -24,8 +25,8 @@ pub struct Link {
     pub kind: LinkKind,
     /// Interface index of the bridge, bond or other device that it is a port of.
     pub controller: Option<u32>,
-    /// Its packets begin with an Ethernet header.
-    pub is_ethernet: bool,
+    /// What its packets begin with; nothing if that is something else.
+    pub layer: Option<Layer>,
     /// Its addresses, in the order in which the kernel prefers them.
     pub addrs: Vec<LinkAddress>,
     /// A route through a gateway leads out of it: other machines are behind it.
@@ -71,6 +72,8 @@ pub enum Role {
 pub struct Served {
     /// Its name.
     pub name: Name,
+    /// What its packets begin with.
+    pub layer: Layer,
     /// Who is behind it.
     pub role: Role,
 }
@@ -78,9 +81,9 @@ pub struct Served {
 /// Why a device that was asked for, or would be chosen, is not served.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, thiserror::Error)]
 pub enum Unserved {
-    /// Packets without an Ethernet header are not read yet.
-    #[error("its packets have no Ethernet header, which this version does not read")]
-    NoEthernet,
+    /// InfiniBand, for one.
+    #[error("its packets begin with neither an Ethernet nor an IP header")]
+    UnknownLayer,
 }
 
 /// What [`choose`] came to.
@@ -114,14 +117,14 @@ pub fn choose(links: &Links, options: &DeviceOptions, primary: [Option<IpAddr>; 
             is_uplink(links, &pods, (*index, link), options).then_some(Role::Uplink)
         };
         chosen.entries.insert(*index, entry(links, link, role, fallback));
-        match role {
-            Some(_) if !link.is_ethernet => {
-                chosen.unserved.insert(link.name.clone(), Unserved::NoEthernet);
+        match (role, link.layer) {
+            (Some(role), Some(layer)) => {
+                chosen.served.insert(*index, Served { name: link.name.clone(), layer, role });
             }
-            Some(role) => {
-                chosen.served.insert(*index, Served { name: link.name.clone(), role });
+            (Some(_), None) => {
+                chosen.unserved.insert(link.name.clone(), Unserved::UnknownLayer);
             }
-            None => {}
+            (None, _) => {}
         }
     }
     chosen
@@ -166,11 +169,11 @@ fn is_uplink(
 
 impl Link {
     /// Whether this node is one of several machines on the link, as far as its addresses and routes tell. A pod's gateway may be
-    /// an address that is nobody's network.
+    /// an address that is nobody's network; a tunnel leads to others in any case.
     fn has_neighbours(&self) -> bool {
         let is_network = |own: &LinkAddress| {
             let bits = if own.addr.is_ipv4() { 32 } else { 128 };
-            own.prefix_len < bits && is_global(&own.addr)
+            (own.prefix_len < bits || self.layer == Some(Layer::Ip)) && is_global(&own.addr)
         };
         self.has_gateway || self.addrs.iter().any(is_network)
     }
@@ -237,7 +240,7 @@ mod tests {
             name: name.into(),
             kind,
             controller: None,
-            is_ethernet: true,
+            layer: Some(Layer::Ethernet),
             addrs: addrs.iter().map(address).collect(),
             has_gateway: false,
         }
@@ -358,10 +361,14 @@ mod tests {
     }
 
     #[test]
-    fn a_device_without_ethernet_is_named() {
+    fn tunnels_are_served_and_devices_with_other_headers_are_named() {
         let mut links = node();
-        links.insert(7, Link { is_ethernet: false, ..link("tun0", LinkKind::Other, &["10.9.0.1/24"]) });
+        let like = |layer, name, addr| Link { layer, ..link(name, LinkKind::Other, &[addr]) };
+        links.insert(7, like(Some(Layer::Ip), "tun0", "10.9.0.1/32"));
+        links.insert(8, like(None, "ib0", "10.8.0.1/24"));
         let chosen = choose(&links, &DeviceOptions::default(), [None; 2]);
-        assert_eq!(chosen.unserved.into_iter().collect::<Vec<_>>(), [("tun0".into(), Unserved::NoEthernet)]);
+        let tunnel = Served { name: "tun0".into(), layer: Layer::Ip, role: Role::Uplink };
+        assert_eq!(chosen.served.get(&7), Some(&tunnel));
+        assert_eq!(chosen.unserved.into_iter().collect::<Vec<_>>(), [("ib0".into(), Unserved::UnknownLayer)]);
     }
 }

@@ -18,7 +18,7 @@ use aya::{
 };
 use std::os::fd::AsFd as _;
 
-use super::DEVICE_PROGRAMS;
+use super::{DEVICE_PROGRAMS, Layer};
 use crate::maps::{
     pin::PinDir,
     sys::{self, LINK_TYPE_TCX},
@@ -85,6 +85,8 @@ pub struct At<'a> {
     pub index: u32,
     /// Name.
     pub name: &'a str,
+    /// What its packets begin with.
+    pub layer: Layer,
 }
 
 const fn side(program: &str) -> TcAttachType {
@@ -103,7 +105,7 @@ const fn side(program: &str) -> TcAttachType {
 pub fn attach(ebpf: &mut Ebpf, dir: &PinDir, at: At<'_>) -> Result<Mode, TcError> {
     // What restores answers comes before what makes them necessary.
     let mut mode = Mode::Tcx;
-    for program in DEVICE_PROGRAMS.into_iter().rev() {
+    for program in at.layer.programs().into_iter().rev() {
         mode = attach_one(ebpf, dir, at, program)?;
     }
     Ok(mode)
@@ -185,13 +187,13 @@ fn filter(device: &str, program: &'static str) -> io::Result<SchedClassifierLink
 pub fn replace<'a>(
     ebpf: &mut Ebpf,
     dir: &PinDir,
-    devices: impl Iterator<Item = &'a str>,
+    devices: impl Iterator<Item = (&'a str, Layer)>,
 ) -> Result<(), TcError> {
     for (program, pin) in pins(dir) {
         update(ebpf, &pin, program, None)?;
     }
-    for device in devices {
-        for program in DEVICE_PROGRAMS {
+    for (device, layer) in devices {
+        for program in layer.programs() {
             // Nearly always there is none.
             drop(replace_filter(loaded(ebpf, program)?, device, program));
         }
@@ -203,18 +205,22 @@ pub fn replace<'a>(
 ///
 /// # Errors
 /// [`TcError::Pin`].
-pub fn detach(dir: &PinDir, at: At<'_>) -> Result<(), TcError> {
+pub fn detach(dir: &PinDir, (index, device): (u32, &str)) -> Result<(), TcError> {
     // What makes answers necessary goes before what restores them.
     for program in DEVICE_PROGRAMS {
-        remove(&dir.link(&pin_name(program, at.index)))?;
-        remove_filter(at.name, program);
+        remove(&dir.link(&pin_name(program, index)))?;
+    }
+    for program in Layer::Ethernet.programs() {
+        remove_filter(device, program);
     }
     Ok(())
 }
 
 /// Takes our filters off devices; returns those that were there.
 pub fn remove_filters<'a>(devices: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let programs = |device: &'a str| DEVICE_PROGRAMS.into_iter().map(move |program| (device, program));
+    // Where a filter is tells whose it is, so that those of another layer are the same.
+    let programs =
+        |device: &'a str| Layer::Ethernet.programs().into_iter().map(move |program| (device, program));
     devices
         .flat_map(programs)
         .filter(|(device, program)| remove_filter(device, program))

@@ -14,6 +14,7 @@ use super::Owner;
 use crate::{
     config::{DetectLocal, DeviceOptions},
     datapath::{
+        Layer,
         links::{Chosen, Links, Served, choose},
         ports,
         tc::{self, At, Mode},
@@ -80,9 +81,9 @@ impl Devices {
         unserved.chain(self.failed.iter().map(|(name, why)| format!("{name}: {why}"))).collect()
     }
 
-    /// Names of all devices.
-    fn names(&self) -> impl Iterator<Item = &str> {
-        self.links.values().map(|link| &*link.name)
+    /// All devices that programs can be attached to.
+    fn all(&self) -> impl Iterator<Item = (&str, Layer)> {
+        self.links.values().filter_map(|link| Some((&*link.name, link.layer?)))
     }
 
     /// Another program object is loaded: it takes the place of the former one everywhere.
@@ -133,12 +134,12 @@ impl Owner {
         }
     }
 
-    /// The names of all devices, and what is loaded for them: for those whose programs are replaced before anything is written.
+    /// Programs that are attached are replaced by those of `ebpf`, before anything is written.
     pub(super) fn replace_at_devices(&self, ebpf: &mut Ebpf) -> Result<(), tc::TcError> {
         if !self.devices.are_on() {
             return Ok(());
         }
-        tc::replace(ebpf, &self.pins, self.devices.names())
+        tc::replace(ebpf, &self.pins, self.devices.all())
     }
 
     /// The programs of `ebpf` serve packets from now on.
@@ -194,7 +195,8 @@ impl Owner {
                 if attached.get(index).is_some_and(|now| now.served == *served) {
                     continue;
                 }
-                match tc::attach(ebpf, &self.pins, At { index: *index, name: &served.name }) {
+                let at = At { index: *index, name: &served.name, layer: served.layer };
+                match tc::attach(ebpf, &self.pins, at) {
                     Ok(mode) => {
                         info!(device = %served.name, role = ?served.role, mode = mode.name(), "serving packets");
                         failed.remove(&served.name);
@@ -212,8 +214,7 @@ impl Owner {
             failed.retain(|name, _| chosen.served.values().any(|served| served.name == *name));
         }
         for (index, link) in links.iter().filter(|(index, _)| !chosen.served.contains_key(index)) {
-            let at = At { index: *index, name: &link.name };
-            if let Err(error) = tc::detach(&self.pins, at) {
+            if let Err(error) = tc::detach(&self.pins, (*index, &link.name)) {
                 warn!(device = %link.name, %error, "cannot take the programs off");
             }
             if attached.remove(index).is_some() {
