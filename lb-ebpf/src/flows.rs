@@ -30,7 +30,7 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
 /// `BPF_FIB_LKUP_RET_*` (include/uapi/linux/bpf.h).
-const SUCCESS: i64 = 0;
+pub(crate) const SUCCESS: i64 = 0;
 const NOT_FORWARDED: i64 = 4;
 const NO_NEIGHBOUR: i64 = 7;
 const FRAG_NEEDED: i64 = 8;
@@ -425,6 +425,23 @@ fn lend<A>(work: &mut Work<A>) {
 /// Where packets of a key leave.
 #[inline(always)]
 fn route<A: Family>(tables: &BpfTables, key: &FlowKey<A>) -> Route {
+    match look_up(tables, key, (tables.ifindex, 0), 0) {
+        // SAFETY: whoever asks for routes has given memory for it, that of the packet at hand.
+        SUCCESS | NO_NEIGHBOUR | FRAG_NEEDED => Route::Out { ifindex: unsafe { (*tables.lookup).ifindex } },
+        NOT_FORWARDED => Route::Local,
+        _ => Route::None,
+    }
+}
+
+/// Asks the kernel for the way of packets of a key that come from a device, or leave by it, as the flags say. They have `len` bytes, where
+/// those are to be compared with what the way can take; else 0.
+#[inline(always)]
+pub(crate) fn look_up<A: Family>(
+    tables: &BpfTables,
+    key: &FlowKey<A>,
+    (ifindex, flags): (u32, u32),
+    len: usize,
+) -> i64 {
     // SAFETY: whoever asks for routes has given memory for it, that of the packet at hand.
     let lookup = unsafe { &mut *tables.lookup };
     // Word by word: for more at once LLVM calls memset, whose frame is one too many below `lb_begin6` by the count of 5.10.
@@ -439,16 +456,14 @@ fn route<A: Family>(tables: &BpfTables, key: &FlowKey<A>) -> Route {
     lookup.l4_protocol = key.proto.number;
     lookup.sport = key.sport.to_be();
     lookup.dport = key.dport.to_be();
-    lookup.ifindex = tables.ifindex;
+    lookup.ifindex = ifindex;
+    #[expect(clippy::cast_possible_truncation, reason = "of a packet")]
+    let tot_len = len as u16;
+    lookup.__bindgen_anon_1.tot_len = tot_len;
     #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "64")]
     let size = size_of::<FibLookup>() as i32;
     // SAFETY: the context is valid for the program's run; the helper writes no more than `size` bytes.
-    let found = unsafe { bpf_fib_lookup(tables.ctx, tables.lookup, size, 0) };
-    match found {
-        SUCCESS | NO_NEIGHBOUR | FRAG_NEEDED => Route::Out { ifindex: lookup.ifindex },
-        NOT_FORWARDED => Route::Local,
-        _ => Route::None,
-    }
+    unsafe { bpf_fib_lookup(tables.ctx, tables.lookup, size, flags) }
 }
 
 /// A verdict in a number, as a function may return it that the verifier looks at by itself.

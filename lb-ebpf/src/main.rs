@@ -9,15 +9,17 @@ mod log;
 mod maps;
 mod netns;
 mod panic;
+mod probe;
 mod rare;
 mod skb;
 mod sock;
 mod tables;
 mod tc;
+mod xdp;
 
 use aya_ebpf::{
-    macros::{cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
 use lb_common::datapath::packet::Side;
 use sock::{SockAddr4, SockAddr6};
@@ -99,4 +101,16 @@ fn lb_ip_ingress(ctx: TcContext) -> i32 {
 #[classifier]
 fn lb_ip_egress(ctx: TcContext) -> i32 {
     tc::bare(&ctx, Side::Egress)
+}
+
+/// Frames that come from a device, before the kernel makes packets of them.
+#[xdp]
+fn lb_xdp(ctx: XdpContext) -> u32 {
+    xdp::frame(ctx.ctx)
+}
+
+/// Frames that come from a device that is tested before the program above is attached to it.
+#[xdp]
+fn lb_xdp_test(ctx: XdpContext) -> u32 {
+    probe::frame(ctx.ctx)
 }

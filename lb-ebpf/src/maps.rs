@@ -11,8 +11,8 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Addr, Addr4, Address, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, FragmentKey,
-        FragmentPorts, Frontend, FrontendKey, Netns, PortList, RangeKey, Service, Slot, SockTcp, SockUdp,
-        Turn,
+        FragmentPorts, Frontend, FrontendKey, Netns, PortList, Probe, RangeKey, Service, Slot, SockTcp,
+        SockUdp, Turn,
         maps::{AFFINITY_ENTRIES, MIN_ENTRIES, MMAPABLE, NO_PREALLOC},
         meta,
     },
@@ -90,6 +90,9 @@ pub(crate) static FRAGS: LruHashMap<FragmentKey, FragmentPorts, 1> = LruHashMap:
 /// ICMP errors that this CPU has sent lately.
 #[btf_map(name = "lb_budget")]
 pub(crate) static BUDGET: PerCpuArray<Budget, 1> = PerCpuArray::new();
+/// What is asked at a device that is being tested.
+#[btf_map(name = "lb_probe")]
+pub(crate) static PROBE: Array<Probe, 1, MMAPABLE> = Array::new();
 /// Counters by reason.
 #[btf_map(name = "lb_reasons")]
 pub(crate) static REASONS: PerCpuArray<u64, { lb_common::abi::Reason::ALL.len() }> = PerCpuArray::new();

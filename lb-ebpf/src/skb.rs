@@ -57,6 +57,13 @@ pub(crate) struct Bytes {
     at: usize,
 }
 
+impl Bytes {
+    /// Those at an address that was checked.
+    pub(crate) const fn new(at: usize) -> Self {
+        Self { at }
+    }
+}
+
 impl Part for Bytes {
     #[inline(always)]
     fn load16(&self, offset: usize) -> u16 {

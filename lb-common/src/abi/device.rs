@@ -24,6 +24,8 @@ impl Device {
     /// Those behind it reach each other without passing it (a bridge): what one of them sends to another is masqueraded, or
     /// the answer would not be seen.
     pub const SHARED: u32 = 2;
+    /// Frames may be sent out of it before the kernel makes packets of them: `lb_xdp` is attached there, and was tested.
+    pub const EXPRESS: u32 = 4;
     /// A device that is not served.
     pub const NONE: Self =
         Self { v6: Addr::ANY_V6, v4: Addr4 { octets: [0; 4] }, bits: 0, controller: 0, pad: 0 };

@@ -30,6 +30,7 @@ pub mod maps;
 pub mod meta;
 #[cfg(feature = "user")]
 mod pod;
+mod probe;
 mod reason;
 mod service;
 mod sock;
@@ -42,6 +43,7 @@ pub use device::{Device, PortList, RangeKey, RangePrefix};
 pub use flow::{Addr4, Direction, Flow, FlowAddr, FlowBits, FlowKey, FlowState, Opened};
 pub use fragment::{FragmentKey, FragmentPorts};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
+pub use probe::Probe;
 pub use reason::Reason;
 pub use service::{Draining, Run, Service, ServiceFlags, ServiceId, Turn};
 pub use sock::{SockTcp, SockUdp, UDP_PEERS, UdpPeer};

@@ -50,11 +50,13 @@ pub enum Reason {
     Unanswered = 21,
     /// An ICMP error about a flow was translated.
     IcmpError = 22,
+    /// A packet of a known flow was sent on at XDP.
+    Express = 23,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Connect,
         Self::Send,
         Self::RefusedConnect,
@@ -78,6 +80,7 @@ impl Reason {
         Self::Martian,
         Self::Unanswered,
         Self::IcmpError,
+        Self::Express,
     ];
 
     /// Name in metrics and tools.
@@ -106,6 +109,7 @@ impl Reason {
             Self::Martian => "martian",
             Self::Unanswered => "unanswered",
             Self::IcmpError => "icmp_error",
+            Self::Express => "express",
         }
     }
 
@@ -143,6 +147,7 @@ impl Reason {
             Self::Martian => "packets from outside with an address of this node as their source, left alone",
             Self::Unanswered => "refused packets without an answer: ICMP errors are limited",
             Self::IcmpError => "ICMP errors about a flow that were translated",
+            Self::Express => "packets sent on at XDP, before the kernel has made anything of them",
         }
     }
 }

@@ -7,6 +7,7 @@
 //! open     the first packet of a flow: who serves it, from which address, or why nobody does
 //! icmp     an error about a packet of a flow is translated like an answer to it
 //! fragment pieces of datagrams have the ports of the first one
+//! express  at XDP, packets of known flows from one machine to another one; everything else is left to tc
 //! refuse   a packet that nobody serves -> the answer to its sender
 //! ```
 //!
@@ -19,6 +20,9 @@
 //! stay in the small table until then hurt nobody, because the other one is asked first; deleting them at once would let a
 //! packet that looks between the two find none.
 
+pub mod express;
+#[cfg(test)]
+mod express_tests;
 pub mod fragment;
 #[cfg(test)]
 mod fragment_tests;

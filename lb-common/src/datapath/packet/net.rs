@@ -7,8 +7,11 @@ use core::net::IpAddr;
 use std::{format, string::String, vec::Vec};
 
 use super::{
-    Flows, Route, Side, Table, Verdict, Way, Work, egress, ingress,
+    Flows, Route, Side, Table, Verdict, Way, Work, egress,
+    express::express,
+    ingress,
     parse::{Fragment, Headers, TcpFlags},
+    refuse::Answers,
 };
 use crate::{
     abi::{
@@ -223,17 +226,37 @@ impl Net {
             Verdict::Pass => "pass".into(),
             Verdict::Drop => "drop".into(),
             Verdict::Refuse => "refuse".into(),
-            Verdict::Translate(way) => {
-                let (from, to) = (work.after.from(), work.after.to());
-                let way = match way {
-                    Way::On => "on".into(),
-                    Way::Routed => "routed".into(),
-                    Way::Device { ifindex } => format!("device {ifindex}"),
-                };
-                let (src, dst) = (self.name(from.addr), self.name(to.addr));
-                format!("{src}:{} > {dst}:{} {way}", from.port, to.port)
-            }
+            Verdict::Translate(way) => self.said(&work.after, way),
         }
+    }
+
+    fn said<A: Family>(&self, after: &FlowKey<A>, way: Way) -> String {
+        let (from, to) = (after.from(), after.to());
+        let way = match way {
+            Way::On => "on".into(),
+            Way::Routed => "routed".into(),
+            Way::Device { ifindex } => format!("device {ifindex}"),
+        };
+        let (src, dst) = (self.name(from.addr), self.name(to.addr));
+        format!("{src}:{} > {dst}:{} {way}", from.port, to.port)
+    }
+
+    /// A packet at XDP, with `more` bytes between its IP and its L4 header.
+    pub(super) fn expressed(&self, ends: &str, kind: Kind, more: usize) -> String {
+        if self.v6 {
+            self.expressed_in::<Addr>(ends, kind, more)
+        } else {
+            self.expressed_in::<Addr4>(ends, kind, more)
+        }
+    }
+
+    fn expressed_in<A: Family + Answers>(&self, ends: &str, kind: Kind, more: usize) -> String {
+        let (from, to) = self.ends(ends);
+        let (key, l4) = (FlowKey::new(from, to, kind.proto), 14 + A::LEN + more);
+        let packet = Headers::<A> { key, l4, tcp: kind.tcp, ttl: kind.ttl, fragment: kind.fragment };
+        let mut work = Work::new(packet);
+        let way = express(&self.world, 14, &mut work);
+        way.map_or_else(|| "pass".into(), |way| self.said(&work.after, way))
     }
 
     /// Which table has an entry for these ends, and what it has seen.
