@@ -10,6 +10,7 @@
 
 mod addresses;
 mod devices;
+mod express;
 mod gone;
 mod health_port;
 mod left_out;
@@ -62,6 +63,7 @@ use need::Need;
 use outputs::Outputs;
 use pace::{Pace, Retry};
 
+pub use express::Step;
 pub use outputs::Stamp;
 pub(crate) use outputs::unix_s;
 pub use receipts::Receipt;
@@ -84,6 +86,8 @@ pub enum Message {
     Object(Event, Stamp),
     /// The node's addresses and devices, all of them.
     Network(Network),
+    /// How far the self-test of a device is, by interface index.
+    Express(u32, Step),
     /// Grace periods have passed.
     Grace,
     /// Time to look after what was left undone, sent then.
@@ -188,7 +192,7 @@ impl Owner {
         Self {
             state: ClusterState::new(Arc::clone(&settings.node)),
             node_addresses: NodeAddresses::new(settings.node_ports.clone()),
-            devices: Devices::new(settings.packets.devices.clone()),
+            devices: Devices::new(settings.packets.devices.clone(), settings.packets.xdp),
             pace: Pace::new(settings.min_sync_interval),
             retry: Retry::new(settings.resync_interval),
             settings,
@@ -239,6 +243,7 @@ impl Owner {
                 self.take_own_addresses(network.addresses);
                 self.take_links(network.links);
             }
+            Message::Express(index, step) => self.take_express(index, step),
             // The pass asks what has room now.
             Message::Grace => {}
             Message::Tick(at) => {

@@ -28,6 +28,7 @@ pub mod http;
 pub mod invariants;
 pub mod names;
 pub mod netns;
+pub mod offload;
 pub mod packets;
 pub mod place;
 pub mod privilege;

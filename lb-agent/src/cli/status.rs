@@ -226,7 +226,10 @@ fn agent_facts(overview: &Overview, facts: &mut Table) {
     let devices: Vec<String> = report
         .devices
         .iter()
-        .map(|device| format!("{} ({}, {})", device.name, device.role, device.mode))
+        .map(|device| {
+            let xdp = device.xdp.as_ref().map_or_else(String::new, |xdp| format!(", XDP: {xdp}"));
+            format!("{} ({}, {}{xdp})", device.name, device.role, device.mode)
+        })
         .collect();
     facts.fact("packets served at", none_or(&devices));
     if !report.unserved_devices.is_empty() {

@@ -35,7 +35,7 @@ pub use log_level::LogFilter;
 pub use node_ports::{NodePortAddresses, NodePortAddressesError, NodePortsOn};
 pub use packets::{
     DetectLocal, DetectLocalMode, DeviceOptions, DevicePattern, Devices, InterfaceName, ModeNeeds,
-    NotAnInterface, NotDevices, PacketArgs, PacketOptions,
+    NotAnInterface, NotDevices, PacketArgs, PacketOptions, XdpOption,
 };
 pub use parse::{ParseError, Parsed, parse};
 pub use socket_lb::{SocketLbChoice, UnknownChoice, socket_lb_words};

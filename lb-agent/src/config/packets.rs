@@ -122,6 +122,29 @@ impl fmt::Display for Devices {
     }
 }
 
+/// Whether frames of uplinks are served before the kernel makes packets of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub enum XdpOption {
+    /// They are not.
+    #[default]
+    Off,
+    /// Where the driver can.
+    Native,
+    /// Everywhere, by the kernel's own code, which is slower than tc.
+    Generic,
+}
+
+impl XdpOption {
+    /// The flag's word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
+
 /// Flags of the packet path.
 #[derive(Clone, Debug, Args)]
 pub struct PacketArgs {
@@ -133,6 +156,11 @@ pub struct PacketArgs {
     /// whose other end is in another network namespace, and that have no network of their own.
     #[arg(long, env = "LB_POD_DEVICES", default_value_t = Devices::Auto, value_name = "auto|none|NAME[*][,..]")]
     pub pod_devices: Devices,
+    /// XDP at --devices, for packets from one machine to another one that are part of a known flow: off, native (where the
+    /// driver can), or generic (for tests: it is slower than without). A device gets it once it has passed a test with one of its
+    /// neighbours. Off by default, because some drivers interrupt their link for it.
+    #[arg(long, env = "LB_XDP", value_enum, default_value_t = XdpOption::Off, value_name = "off|native|generic")]
+    pub xdp: XdpOption,
     /// How a packet is known to come from a pod of this node.
     #[arg(
         long, env = "LB_DETECT_LOCAL_MODE", value_enum, default_value_t = DetectLocalMode::ClusterCidr,
@@ -189,6 +217,8 @@ pub struct PacketOptions {
     pub masquerade_all: bool,
     /// `--external-cluster-ip`
     pub external_cluster_ip: bool,
+    /// `--xdp`
+    pub xdp: XdpOption,
 }
 
 /// Where packets are served.
@@ -260,8 +290,8 @@ impl PacketArgs {
         };
         let devices =
             DeviceOptions { uplinks: self.devices.clone(), pods: self.pod_devices.clone(), detect_local };
-        let Self { masquerade_all, external_cluster_ip, .. } = *self;
-        Ok(PacketOptions { devices, masquerade_all, external_cluster_ip })
+        let Self { masquerade_all, external_cluster_ip, xdp, .. } = *self;
+        Ok(PacketOptions { devices, masquerade_all, external_cluster_ip, xdp })
     }
 }
 

@@ -414,9 +414,14 @@ fn opening(map: &'static str, error: aya::maps::MapError) -> LoadError {
 
 /// The map behind aya's enumeration of kinds.
 fn data<'a>(map: &'a Map, name: &'static str) -> Result<&'a MapData, LoadError> {
+    inner(map).ok_or(LoadError::Missing(name))
+}
+
+/// The same, or nothing for kinds that this agent has no use for.
+pub(super) const fn inner(map: &Map) -> Option<&MapData> {
     match map {
-        Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::LpmTrie(data) => Ok(data),
-        _ => Err(LoadError::Missing(name)),
+        Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::LpmTrie(data) => Some(data),
+        _ => None,
     }
 }
 

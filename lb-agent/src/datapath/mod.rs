@@ -8,7 +8,9 @@ pub mod host;
 pub mod links;
 pub mod load;
 pub mod ports;
+pub mod selftest;
 pub mod tc;
+pub mod xdp;
 
 /// The object that lb-ebpf was built into.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));

@@ -18,7 +18,7 @@ use aya::{
 };
 use std::os::fd::AsFd as _;
 
-use super::{DEVICE_PROGRAMS, Layer};
+use super::{DEVICE_PROGRAMS, Layer, xdp};
 use crate::maps::{
     pin::PinDir,
     sys::{self, LINK_TYPE_TCX},
@@ -192,6 +192,7 @@ pub fn replace<'a>(
     for (program, pin) in pins(dir) {
         update(ebpf, &pin, program, None)?;
     }
+    xdp::replace(ebpf, dir);
     for (device, layer) in devices {
         for program in layer.programs() {
             // Nearly always there is none.

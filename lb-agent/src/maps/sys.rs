@@ -67,6 +67,9 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
 /// `BPF_LINK_TYPE_CGROUP` (include/uapi/linux/bpf.h).
 pub const LINK_TYPE_CGROUP: u32 = 3;
 
+/// `BPF_LINK_TYPE_XDP`
+pub const LINK_TYPE_XDP: u32 = 6;
+
 /// `BPF_LINK_TYPE_TCX`
 pub const LINK_TYPE_TCX: u32 = 11;
 

@@ -10,9 +10,9 @@ use aya::Ebpf;
 use lb_common::abi::{Device, PacketLb};
 use tracing::{info, warn};
 
-use super::Owner;
+use super::{Owner, express::Express};
 use crate::{
-    config::{DetectLocal, DeviceOptions},
+    config::{DetectLocal, DeviceOptions, XdpOption},
     datapath::{
         Layer,
         links::{Chosen, Links, Served, choose},
@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Between two looks at what is not told: ports of this node, and devices that failed.
-const LOOK_AGAIN: Duration = Duration::from_secs(10);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// A device whose packets are served.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,7 +40,9 @@ pub(super) struct Devices {
     options: DeviceOptions,
     links: Links,
     chosen: Chosen,
-    attached: BTreeMap<u32, Attached>,
+    pub(super) attached: BTreeMap<u32, Attached>,
+    /// Those whose frames are served at XDP, or may be.
+    pub(super) express: Express,
     /// Devices that should be served and are not, and why.
     failed: BTreeMap<Name, String>,
     /// Something is to be done.
@@ -52,12 +54,13 @@ pub(super) struct Devices {
 
 impl Devices {
     /// Nothing is known yet.
-    pub(super) fn new(options: DeviceOptions) -> Self {
+    pub(super) fn new(options: DeviceOptions, xdp: XdpOption) -> Self {
         Self {
             options,
             links: Links::new(),
             chosen: Chosen::default(),
             attached: BTreeMap::new(),
+            express: Express::new(xdp),
             failed: BTreeMap::new(),
             has_changed: false,
             again: Instant::now(),
@@ -92,6 +95,14 @@ impl Devices {
         self.has_changed = true;
     }
 
+    /// Entries of `lb_devices`.
+    fn entries(&self) -> BTreeMap<u32, Device> {
+        let entries = self.chosen.entries.iter();
+        entries
+            .map(|(index, entry)| (*index, Device { bits: entry.bits | self.express.bits(*index), ..*entry }))
+            .collect()
+    }
+
     /// How many flows each family must have room for, if there are `flows` where it is used.
     fn flows(&self, flows: u32) -> [u32; 2] {
         if !self.are_on() {
@@ -104,6 +115,7 @@ impl Devices {
     fn choose(&mut self, primary: [Option<std::net::IpAddr>; 2]) {
         let chosen = choose(&self.links, &self.options, primary);
         self.has_changed |= chosen != self.chosen;
+        self.express.keep(|index| chosen.served.contains_key(&index));
         self.chosen = chosen;
     }
 }
@@ -173,7 +185,7 @@ impl Owner {
         let mut writes = running.reconciler.set_pod_ranges(&pods)?;
         let packets = if pods.is_empty() { packets } else { packets.with(PacketLb::POD_RANGES) };
         writes += running.reconciler.set_packets(packets, &ports)?;
-        match running.reconciler.set_devices(&self.devices.chosen.entries) {
+        match running.reconciler.set_devices(&self.devices.entries()) {
             Ok(more) => writes += more,
             // Nothing was written.
             Err(error @ MapError::Full { .. }) => warn!(%error, "devices keep the addresses that they had"),
@@ -189,7 +201,7 @@ impl Owner {
         if !core::mem::take(&mut self.devices.has_changed) {
             return;
         }
-        let Devices { chosen, attached, failed, links, said_unserved, .. } = &mut self.devices;
+        let Devices { chosen, attached, express, failed, links, said_unserved, .. } = &mut self.devices;
         if let Some(ebpf) = &mut running.ebpf {
             for (index, served) in &chosen.served {
                 if attached.get(index).is_some_and(|now| now.served == *served) {
@@ -222,6 +234,8 @@ impl Owner {
             }
         }
         attached.retain(|index, _| links.contains_key(index));
+        let adopted = express.adopt(&self.pins, attached);
+        express.sweep(&self.pins);
         tc::sweep(&self.pins);
         let unserved: Vec<String> =
             chosen.unserved.iter().map(|(name, why)| format!("{name}: {why}")).collect();
@@ -229,5 +243,7 @@ impl Owner {
             warn!("packets are not served at {text}");
         }
         *said_unserved = unserved;
+        self.devices.has_changed |= adopted;
+        self.express_devices();
     }
 }

@@ -107,13 +107,16 @@ pub struct DeviceRow {
     pub role: String,
     /// How the programs are attached: `tcx` or `clsact`.
     pub mode: String,
+    /// How `lb_xdp` is attached, or why it is not; nothing where nobody wants it.
+    #[serde(default)]
+    pub xdp: Option<String>,
 }
 
 impl DeviceRow {
-    fn new(index: u32, at: &Attached) -> Self {
+    fn new(index: u32, at: &Attached, xdp: Option<String>) -> Self {
         let Attached { served, mode } = at;
         let role = format!("{:?}", served.role).to_lowercase();
-        Self { name: served.name.to_string(), index, role, mode: mode.name().to_owned() }
+        Self { name: served.name.to_string(), index, role, mode: mode.name().to_owned(), xdp }
     }
 }
 
@@ -170,7 +173,12 @@ impl Owner {
             idle_node_port_addresses: self.node_addresses.idle(),
             service_cidrs: self.service_cidrs().iter().map(ToString::to_string).collect(),
             packets: self.settings.packets.to_string(),
-            devices: self.devices.attached().iter().map(|(index, at)| DeviceRow::new(*index, at)).collect(),
+            devices: self
+                .devices
+                .attached()
+                .iter()
+                .map(|(index, at)| DeviceRow::new(*index, at, self.devices.express.text(*index)))
+                .collect(),
             unserved_devices: self.devices.failed(),
             last_error: self.last_error.clone(),
         }
