@@ -103,7 +103,7 @@ pub enum End {
     Destination = 2,
 }
 
-/// A program at tc that counts datagrams from or to a port, and ends them: they are dropped, or sent back to where they came from as if
+/// A program at tc that counts datagrams, and ends them: they are dropped, or sent back to where they came from as if
 /// somebody had answered. Everything else passes.
 #[derive(Debug)]
 pub struct Sink {
@@ -113,11 +113,11 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// For a port.
+    /// For datagrams with a port at an end, or for all.
     ///
     /// # Errors
     /// Those of the kernel.
-    pub fn new(end: End, port: u16) -> Result<Self> {
+    pub fn new(port: Option<(End, u16)>) -> Result<Self> {
         let (seen, answers) = (Map::array(8, 1)?, Map::array(8, 1)?);
         let half = |number: u16| i32::from(number.to_be());
         let mut code = Code::default();
@@ -129,7 +129,9 @@ impl Sink {
                 code.land("v4");
             }
             code.load(Size::One, Reg::R3, Reg::R2, proto).if_not(Reg::R3, 17, "other");
-            code.load(Size::Two, Reg::R3, Reg::R2, l4 + end as i16).if_not(Reg::R3, half(port), "other");
+            if let Some((end, port)) = port {
+                code.load(Size::Two, Reg::R3, Reg::R2, l4 + end as i16).if_not(Reg::R3, half(port), "other");
+            }
             code.count(&seen, 0).set(Reg::R7, 0).lookup(&answers, Reg::R7, "drop");
             code.load(Size::Eight, Reg::R1, Reg::R0, 0).if_is(Reg::R1, 0, "drop");
             code.packet(Kind::Tc, 60, "drop").swap(Size::Four, 0, 6).swap(Size::Two, 4, 10);

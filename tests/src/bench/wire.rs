@@ -1,0 +1,360 @@
+//! A client's packets through a node to backends, in namespaces: forwarded, or translated by whoever serves there.
+//!
+//! ```text
+//! client eth0 ── up0 node down0 ── eth0 server (backends elsewhere)
+//!                     └─ pod0 ── eth0 pod (a backend here)
+//! ```
+//!
+//! The client's packets are frames that a program gives to its end of the cable (BPF_PROG_TEST_RUN with live frames): there is no socket,
+//! and next to nothing of what is measured is the sender's. They cross the cable as frames, as from a network card's driver, become packets in the
+//! node's NAPI, and are counted and dropped where the backend's namespace begins. All of that is softirq work of the CPU that sends.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd as _, OwnedFd},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::net::if_::if_nametoindex;
+use serde_json::{Value, json};
+
+use super::{
+    bpf::{Kind, Program, go_first, take_frames},
+    frames::{Cable, Says, frame},
+    generator::{End, Sink, Source},
+    lane::PORT,
+    peers::{SERVICE_PORT, cluster_ips},
+    runs::{self, two_instructions},
+    worker,
+};
+use crate::{Netns, Node, Place as _, Pod, Topology};
+
+/// Backends elsewhere.
+const BACKENDS: u16 = 16;
+/// `XDP_TX`
+const TX: i32 = 3;
+/// NodePort of the Service with backends elsewhere, and of that with one here.
+const NODE_PORTS: [u16; 2] = [30_080, 30_081];
+const CABLE: Cable = Cable { to: [2, 0, 0, 0, 0, 0x11], from: [2, 0, 0, 0, 0, 0x12] };
+
+/// Where backends are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+pub enum Where {
+    /// On another node: what is translated is masqueraded.
+    Elsewhere = 0,
+    /// In a pod of the node.
+    Here = 1,
+}
+
+/// Whom the client's packets are for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum To {
+    /// The backends: the node forwards.
+    Backends,
+    /// The NodePort.
+    NodePort,
+}
+
+/// Which packets: of one family, to backends somewhere.
+#[derive(Clone, Copy, Debug)]
+pub struct Traffic {
+    /// Where they end.
+    pub place: Where,
+    /// Whom they are sent to.
+    pub to: To,
+    /// IPv6.
+    pub v6: bool,
+    /// Flows that take turns.
+    pub flows: u32,
+    /// Number of the first one.
+    pub first: u32,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Wire {
+    /// Its name in tables.
+    pub name: &'static str,
+    cpu: usize,
+    client: Netns,
+    server: Netns,
+    pod: Pod,
+    sinks: Option<Sinks>,
+    topology: Topology,
+}
+
+/// What counts packets at the ends.
+#[derive(Debug)]
+struct Sinks {
+    /// Backends elsewhere, here.
+    backends: [Sink; 2],
+    /// The client: answers.
+    client: Sink,
+    _links: Vec<OwnedFd>,
+}
+
+impl Wire {
+    /// Builds the namespaces. Packets are sent, and so handled, on a CPU.
+    ///
+    /// # Errors
+    /// Those of ip(8).
+    pub fn new(name: &'static str, cpu: usize) -> Result<Self> {
+        let topology = Topology::single()?;
+        let node = topology.node(1);
+        let pod = node.add_pod("pod", Ipv4Addr::new(10, 1, 2, 10))?;
+        let (client, server) = (Netns::new("client")?, Netns::new("server")?);
+        node.netns.join("up0", &client, "eth0")?;
+        node.netns.join("down0", &server, "eth0")?;
+        node.netns.ip(
+            "link set up0 address 02:00:00:00:00:11
+             addr add 192.168.60.1/24 dev up0
+             addr add 192.168.70.1/24 dev down0
+             addr add fd00:192:168:60::1/64 dev up0 nodad
+             addr add fd00:192:168:70::1/64 dev down0 nodad
+             neigh add 192.168.60.2 lladdr 02:00:00:00:00:12 dev up0
+             neigh add fd00:192:168:60::2 lladdr 02:00:00:00:00:12 dev up0
+             neigh add 192.168.70.2 lladdr 02:00:00:00:00:22 dev down0
+             neigh add fd00:192:168:70::2 lladdr 02:00:00:00:00:22 dev down0
+             route add 198.18.0.0/15 via 192.168.60.2
+             route add 2001:db8:7::/48 via fd00:192:168:60::2
+             route add 10.9.0.0/16 via 192.168.70.2
+             route add fd00:10:9::/48 via fd00:192:168:70::2",
+        )?;
+        client.ip(
+            "link set eth0 address 02:00:00:00:00:12
+             addr add 192.168.60.2/24 dev eth0
+             addr add fd00:192:168:60::2/64 dev eth0 nodad
+             route add default via 192.168.60.1
+             route add default via fd00:192:168:60::1",
+        )?;
+        let mut lines = String::from(
+            "link set eth0 address 02:00:00:00:00:22
+             addr add 192.168.70.2/24 dev eth0
+             addr add fd00:192:168:70::2/64 dev eth0 nodad
+             route add default via 192.168.70.1
+             route add default via fd00:192:168:70::1\n",
+        );
+        for number in 0..BACKENDS {
+            for (v6, len) in [(false, 32), (true, 128)] {
+                lines += &format!("addr add {}/{len} dev lo\n", elsewhere(number, v6));
+            }
+        }
+        server.ip(&lines)?;
+        // The node's end must take frames, and so must the ends that others send frames to.
+        node.netns.run(|| take_frames("up0"))?;
+        Ok(Self { name, cpu, client, server, pod, sinks: None, topology })
+    }
+
+    /// The node.
+    pub fn node(&self) -> &Node {
+        self.topology.node(1)
+    }
+
+    /// What the Services of this node's control plane are: [`objects`].
+    pub fn objects(&self) -> Vec<Value> {
+        objects(&self.pod, &self.node().name)
+    }
+
+    /// From now on, datagrams end where they are counted.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn count(&mut self) -> Result<()> {
+        let backends = [(); 2].map(|()| Sink::new(Some((End::Destination, PORT))));
+        let [elsewhere, here] = backends;
+        let (backends, client) = ([elsewhere?, here?], Sink::new(None)?);
+        let ends: [(&Netns, &Program); 3] = [
+            (&self.server, backends[0].program()),
+            (&self.pod.netns, backends[1].program()),
+            (&self.client, client.program()),
+        ];
+        let links = ends.map(|(netns, program)| netns.run(|| program.attach(if_nametoindex("eth0")?)));
+        let links = links.into_iter().collect::<Result<_>>()?;
+        self.sinks = Some(Sinks { backends, client, _links: links });
+        Ok(())
+    }
+
+    /// Frames of some traffic, in the order in which they are sent.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn source(&self, traffic: &Traffic) -> Result<Source> {
+        let Traffic { place, to, v6, flows, first } = *traffic;
+        let node = self.node();
+        let frames: Vec<Vec<u8>> = (first..first + flows)
+            .map(|number| {
+                #[expect(clippy::cast_possible_truncation, reason = "a remainder")]
+                let backend = (number % u32::from(BACKENDS)) as u16;
+                let to = match (to, place) {
+                    (To::NodePort, _) => {
+                        let ip: IpAddr = if v6 { node.ipv6.into() } else { node.ipv4.into() };
+                        SocketAddr::new(ip, NODE_PORTS[place as usize])
+                    }
+                    (To::Backends, Where::Elsewhere) => (elsewhere(backend, v6), PORT).into(),
+                    (To::Backends, Where::Here) => {
+                        let ip: IpAddr = if v6 { self.pod.ipv6.into() } else { self.pod.ipv4.into() };
+                        SocketAddr::new(ip, PORT)
+                    }
+                };
+                frame(CABLE, runs::client(number, v6), to, Says::Udp)
+            })
+            .collect();
+        let source = Source::new(Kind::Xdp, &frames)?;
+        source.lead_to(two_instructions(Kind::Xdp, TX)?.as_fd())?;
+        Ok(source)
+    }
+
+    /// Sends each flow's first packets, answers them, and sends on, until both directions are proven.
+    ///
+    /// # Errors
+    /// Something is lost on the way.
+    pub fn establish(&self, traffic: &Traffic, source: &Source) -> Result<()> {
+        let sinks = self.sinks.as_ref().context("nobody counts")?;
+        let backend = &sinks.backends[traffic.place as usize];
+        backend.answer(true)?;
+        let before = (backend.seen()?, sinks.client.seen()?);
+        let mut from = 0;
+        while from < traffic.flows {
+            let count = (traffic.flows - from).min(2048);
+            for _ in 0..3 {
+                self.send(source, u64::from(from), count)?;
+            }
+            from += count;
+        }
+        settle(backend, before.0 + u64::from(3 * traffic.flows))?;
+        backend.answer(false)?;
+        let seen = (backend.seen()? - before.0, sinks.client.seen()? - before.1);
+        let all = u64::from(3 * traffic.flows);
+        ensure!(
+            seen.0 * 1000 >= all * 999 && seen.1 * 1000 >= all * 999,
+            "{}: of {all} packets {} arrived, {} answers came back ({traffic:?})",
+            self.name,
+            seen.0,
+            seen.1
+        );
+        Ok(())
+    }
+
+    /// Nanoseconds for each packet that arrives when `count` are sent, beginning with number `from` of the source; and the part that is lost.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn time(&self, traffic: &Traffic, source: &Source, from: u64, count: u32) -> Result<[f64; 2]> {
+        let sinks = self.sinks.as_ref().context("nobody counts")?;
+        let backend = &sinks.backends[traffic.place as usize];
+        let before = backend.seen()?;
+        let (begin, sent) = self.send(source, from, count)?;
+        let at_once = backend.seen()? - before;
+        let last = settle(backend, before + u64::from(count))?;
+        let seen = backend.seen()? - before;
+        ensure!(seen > 0, "{}: nothing arrives ({traffic:?})", self.name);
+        // Some softirq work may be left to the kernel's own thread when sending is over.
+        let took = if seen > at_once { last.duration_since(begin).max(sent) } else { sent };
+        #[expect(clippy::cast_precision_loss, reason = "counts")]
+        let (arrived, lost) = (seen as f64, 1.0 - seen as f64 / f64::from(count));
+        Ok([took.as_secs_f64() * 1e9 / arrived, lost])
+    }
+
+    /// Sends; says when it began, and how long the call took.
+    fn send(&self, source: &Source, from: u64, count: u32) -> Result<(Instant, Duration)> {
+        self.client.run(|| {
+            worker::pin(self.cpu)?;
+            go_first()?;
+            let ifindex = if_nametoindex("eth0")?;
+            let begin = Instant::now();
+            source.send(ifindex, from, count)?;
+            Ok((begin, begin.elapsed()))
+        })
+    }
+
+    /// Forgets what connection tracking knows on the node.
+    ///
+    /// # Errors
+    /// conntrack(8) is not installed, or fails.
+    pub fn forget(&self) -> Result<()> {
+        let output = Command::new("conntrack").arg("-F").in_netns(&self.node().netns).output();
+        let output = output.context("cannot run conntrack(8): install the package conntrack")?;
+        ensure!(output.status.success(), "conntrack -F: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+}
+
+/// Waits until a sink has seen that many packets, or none for two milliseconds; then nothing more comes. Says when the last one came.
+fn settle(sink: &Sink, wanted: u64) -> Result<Instant> {
+    let mut last = (sink.seen()?, Instant::now());
+    while last.0 < wanted && last.1.elapsed() < Duration::from_millis(2) {
+        let seen = sink.seen()?;
+        if seen != last.0 {
+            last = (seen, Instant::now());
+        }
+        thread::yield_now();
+    }
+    Ok(last.1)
+}
+
+/// Backend `number` on another node.
+fn elsewhere(number: u16, v6: bool) -> IpAddr {
+    let [_, low] = number.to_be_bytes();
+    if v6 {
+        Ipv6Addr::new(0xfd00, 0x10, 9, 0, 0, 0, 0, number + 1).into()
+    } else {
+        Ipv4Addr::new(10, 9, 0, low + 1).into()
+    }
+}
+
+/// A backend elsewhere of each family.
+pub fn backends() -> [SocketAddr; 2] {
+    [false, true].map(|v6| (elsewhere(0, v6), PORT).into())
+}
+
+/// The Services that clients are sent to: TCP and UDP at a NodePort, one with backends elsewhere, one with the pod.
+pub fn objects(pod: &Pod, node: &str) -> Vec<Value> {
+    let mut objects = Vec::new();
+    for (place, name) in [(Where::Elsewhere, "elsewhere"), (Where::Here, "here")] {
+        let ips = cluster_ip(place);
+        let port = |protocol: &str| {
+            json!({
+                "name": protocol.to_lowercase(), "protocol": protocol, "port": SERVICE_PORT, "targetPort": PORT,
+                "nodePort": NODE_PORTS[place as usize],
+            })
+        };
+        objects.push(json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"},
+            "spec": {
+                "type": "NodePort", "clusterIP": ips[0], "clusterIPs": ips, "ipFamilyPolicy": "RequireDualStack",
+                "ipFamilies": ["IPv4", "IPv6"], "ports": [port("TCP"), port("UDP")],
+            },
+        }));
+        for v6 in [false, true] {
+            let at: IpAddr = if v6 { pod.ipv6.into() } else { pod.ipv4.into() };
+            let (addrs, node): (Vec<IpAddr>, &str) = match place {
+                Where::Elsewhere => ((0..BACKENDS).map(|number| elsewhere(number, v6)).collect(), "another"),
+                Where::Here => (vec![at], node),
+            };
+            let endpoints: Vec<Value> = addrs
+                .iter()
+                .map(|addr| json!({"addresses": [addr], "nodeName": node, "conditions": {"ready": true}}))
+                .collect();
+            let ports = ["TCP", "UDP"].map(
+                |protocol| json!({"name": protocol.to_lowercase(), "protocol": protocol, "port": PORT}),
+            );
+            objects.push(json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                "metadata": {
+                    "name": format!("{name}-{}", if v6 { 6 } else { 4 }), "namespace": "default",
+                    "labels": {"kubernetes.io/service-name": name},
+                },
+                "addressType": if v6 { "IPv6" } else { "IPv4" }, "endpoints": endpoints, "ports": ports,
+            }));
+        }
+    }
+    objects
+}
+
+/// Cluster addresses of the Service with backends somewhere, behind all others.
+pub fn cluster_ip(place: Where) -> [IpAddr; 2] {
+    cluster_ips(65_000 + place as u32)
+}
