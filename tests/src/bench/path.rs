@@ -82,7 +82,7 @@ impl Cell {
             let traffic = Traffic { place, to, v6, flows: number, first };
             let source = wire.source(&traffic)?;
             if matches!(flows, Flows::Open(_)) {
-                wire.establish(&traffic, &source)?;
+                wire.establish(&traffic)?;
             }
             lanes.push((wire, traffic, source));
         }

@@ -38,6 +38,10 @@ const BACKENDS: u16 = 16;
 const TX: i32 = 3;
 /// NodePort of the Service with backends elsewhere, and of that with one here.
 const NODE_PORTS: [u16; 2] = [30_080, 30_081];
+/// Frames that are sent together, as in [`Program::send`].
+const BATCH: usize = 64;
+/// How often flows that are to be proven send: a first packet, one more after its answer, and the same again.
+const TIMES: usize = 4;
 const CABLE: Cable = Cable { to: [2, 0, 0, 0, 0, 0x11], from: [2, 0, 0, 0, 0, 0x12] };
 
 /// Where backends are.
@@ -182,9 +186,13 @@ impl Wire {
     /// # Errors
     /// Those of the kernel.
     pub fn source(&self, traffic: &Traffic) -> Result<Source> {
+        source(&self.frames(traffic))
+    }
+
+    fn frames(&self, traffic: &Traffic) -> Vec<Vec<u8>> {
         let Traffic { place, to, v6, flows, first } = *traffic;
         let node = self.node();
-        let frames: Vec<Vec<u8>> = (first..first + flows)
+        (first..first + flows)
             .map(|number| {
                 #[expect(clippy::cast_possible_truncation, reason = "a remainder")]
                 let backend = (number % u32::from(BACKENDS)) as u16;
@@ -201,36 +209,33 @@ impl Wire {
                 };
                 frame(CABLE, runs::client(number, v6), to, Says::Udp)
             })
-            .collect();
-        let source = Source::new(Kind::Xdp, &frames)?;
-        source.lead_to(two_instructions(Kind::Xdp, TX)?.as_fd())?;
-        Ok(source)
+            .collect()
     }
 
-    /// Sends each flow's first packets, answers them, and sends on, until both directions are proven.
+    /// Sends each flow's first packets and answers them, until both directions are proven.
     ///
     /// # Errors
     /// Something is lost on the way.
-    pub fn establish(&self, traffic: &Traffic, source: &Source) -> Result<()> {
+    pub fn establish(&self, traffic: &Traffic) -> Result<()> {
         let sinks = self.sinks.as_ref().context("nobody counts")?;
         let backend = &sinks.backends[traffic.place as usize];
+        // Those of one batch, again and again, before the next ones.
+        let frames = self.frames(traffic);
+        let again = |chunk: &[Vec<u8>]| [chunk; TIMES].concat();
+        let repeated: Vec<Vec<u8>> = frames.chunks(BATCH).flat_map(again).collect();
+        let source = source(&repeated)?;
+        let count = u32::try_from(repeated.len())?;
         backend.answer(true)?;
         let before = (backend.seen()?, sinks.client.seen()?);
-        let mut from = 0;
-        while from < traffic.flows {
-            let count = (traffic.flows - from).min(2048);
-            for _ in 0..3 {
-                self.send(source, u64::from(from), count)?;
-            }
-            from += count;
-        }
-        settle(backend, before.0 + u64::from(3 * traffic.flows))?;
+        self.send(&source, 0, count)?;
+        settle(backend, before.0 + u64::from(count))?;
+        settle(&sinks.client, before.1 + u64::from(count))?;
         backend.answer(false)?;
         let seen = (backend.seen()? - before.0, sinks.client.seen()? - before.1);
-        let all = u64::from(3 * traffic.flows);
+        let least = u64::from(count) * 999 / 1000;
         ensure!(
-            seen.0 * 1000 >= all * 999 && seen.1 * 1000 >= all * 999,
-            "{}: of {all} packets {} arrived, {} answers came back ({traffic:?})",
+            seen.0 >= least && seen.1 >= least,
+            "{}: of {count} packets {} arrived, {} answers came back ({traffic:?})",
             self.name,
             seen.0,
             seen.1
@@ -280,6 +285,13 @@ impl Wire {
         ensure!(output.status.success(), "conntrack -F: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
     }
+}
+
+/// Frames that are sent out of the device they seem to come from.
+fn source(frames: &[Vec<u8>]) -> Result<Source> {
+    let source = Source::new(Kind::Xdp, frames)?;
+    source.lead_to(two_instructions(Kind::Xdp, TX)?.as_fd())?;
+    Ok(source)
 }
 
 /// Waits until a sink has seen that many packets, or none for two milliseconds; then nothing more comes. Says when the last one came.
