@@ -16,7 +16,6 @@ use aya::{
     maps::{HashMap, PerCpuArray},
     programs::SchedClassifier,
 };
-use lb_agent::datapath::OBJECT;
 use lb_common::{
     abi::{
         Addr, Addr4, Address, Config, Device, Direction, Flow, FlowAddr, FlowKey, FlowState, L4Addr, Reason,
@@ -60,6 +59,8 @@ const CABLE: Cable = Cable { to: [4; 6], from: [2, 0, 0, 0, 0, 0xfe] };
 pub struct Case {
     /// Which packets.
     pub name: &'static str,
+    /// Of which object.
+    pub object: &'static str,
     /// Services in the maps.
     pub services: u32,
     /// Flows that take turns.
@@ -180,7 +181,7 @@ struct Loaded {
 const NAMES: [&str; 2] = ["lb_tc_ingress", "lb_tc_egress"];
 
 impl Loaded {
-    fn new(services: u32, flows: u32, v6: bool) -> Result<Self> {
+    fn new(object: &[u8], services: u32, flows: u32, v6: bool) -> Result<Self> {
         let mut loader = EbpfLoader::new();
         loader.override_global("LB_HAS_COARSE_CLOCK", &1_u32, true);
         // Twice: those of backends elsewhere and of those here.
@@ -193,7 +194,7 @@ impl Loaded {
         for map in ["lb_frontends", "lb_services", "lb_slots", "lb_backends"] {
             loader.map_max_entries(map, (8 * services).max(4096));
         }
-        let mut ebpf = loader.load(OBJECT)?;
+        let mut ebpf = loader.load(object)?;
         fill(&mut ebpf, &world(services, v6)?)?;
         for name in NAMES {
             let program: &mut SchedClassifier =
@@ -298,20 +299,59 @@ struct Lane {
     flows: u32,
 }
 
-/// Measures all cases of a number of Services and of flows whose names begin with `only`.
+/// What is measured: which object, how many Services and flows, of IPv6, and only cases whose names begin so.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Objects with the programs, by what they are called.
+    pub objects: &'a [(&'static str, Vec<u8>)],
+    /// Services in the maps.
+    pub services: u32,
+    /// Flows that take turns.
+    pub flows: u32,
+    /// IPv6.
+    pub v6: bool,
+    /// What names of cases begin with.
+    pub only: &'a str,
+}
+
+/// Measures all cases, in rounds of so many packets.
 ///
 /// # Errors
 /// A packet is not treated as it should be, so its figure would say nothing.
-pub fn measure(
-    netns: &Netns,
-    (services, flows, v6): (u32, u32, bool),
-    (rounds, repeat): (u32, u32),
-    only: &str,
-) -> Result<Vec<Case>> {
-    let mut loaded = Loaded::new(services, flows, v6)?;
-    let ends = if v6 { open::<Addr>(&mut loaded, netns, flows)? } else { open::<Addr4>(&mut loaded, netns, flows)? };
-    let lanes = lanes(&ends, flows, v6, only)?;
-    rounds_of(netns, &loaded, lanes, (services, v6), (rounds, repeat))
+pub fn measure(netns: &Netns, wanted: Wanted<'_>, (rounds, repeat): (u32, u32)) -> Result<Vec<Case>> {
+    let Wanted { objects, services, flows, v6, only } = wanted;
+    let mut all = Vec::new();
+    let mut lanes = Vec::new();
+    for (at, (_, object)) in objects.iter().enumerate() {
+        let mut loaded = Loaded::new(object, services, flows, v6)?;
+        let ends = if v6 {
+            open::<Addr>(&mut loaded, netns, flows)?
+        } else {
+            open::<Addr4>(&mut loaded, netns, flows)?
+        };
+        lanes.extend(self::lanes(&ends, flows, v6, only)?.into_iter().map(|lane| (at, lane)));
+        all.push(loaded);
+    }
+    // The same case of all objects together.
+    lanes.sort_by_key(|(_, lane)| lane.name);
+    let mut seen: BTreeMap<(&str, usize), Vec<f64>> = BTreeMap::new();
+    for round in 0..rounds as usize {
+        for step in 0..lanes.len() {
+            let at = (step + round) % lanes.len();
+            let (object, lane) = &mut lanes[at];
+            let ns = one_round(netns, &all[*object], lane, repeat)?;
+            seen.entry((lane.name, *object)).or_default().push(ns);
+        }
+    }
+    let case = |(object, lane): &(usize, Lane)| Case {
+        name: lane.name,
+        object: objects[*object].0,
+        services,
+        flows: if lane.opens { 0 } else { lane.flows },
+        family: if v6 { 6 } else { 4 },
+        ns: Spread::of(seen.get(&(lane.name, *object)).into_iter().flatten().copied()),
+    };
+    Ok(lanes.iter().map(case).collect())
 }
 
 /// A program of two instructions.
@@ -370,52 +410,30 @@ fn lanes(ends: &Ends, flows: u32, v6: bool, only: &str) -> Result<Vec<Lane>> {
     Ok(lanes)
 }
 
-fn rounds_of(
-    netns: &Netns,
-    loaded: &Loaded,
-    mut lanes: Vec<Lane>,
-    (services, v6): (u32, bool),
-    (rounds, repeat): (u32, u32),
-) -> Result<Vec<Case>> {
+/// Nanoseconds of one round, what the empty program takes subtracted.
+fn one_round(netns: &Netns, loaded: &Loaded, lane: &mut Lane, repeat: u32) -> Result<f64> {
     let two = two_instructions(Kind::Tc, -1)?;
-    let mut seen: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
-    for round in 0..rounds as usize {
-        for at in 0..lanes.len() {
-            let at = (at + round) % lanes.len();
-            let lane = &mut lanes[at];
-            let before = loaded.counted(Reason::Flow)?;
-            let (nothing, took) = netns.run(|| -> Result<_> {
-                go_first()?;
-                lane.source.lead_to(two.as_fd())?;
-                let nothing = lane.source.time(UPLINK, lane.next, repeat)?;
-                lane.source.lead_to(loaded.program(lane.side)?)?;
-                let answer = lane.source.answer(UPLINK, lane.next)?;
-                ensure!(answer == lane.answer, "{}: answer {answer} instead of {}", lane.name, lane.answer);
-                if !lane.opens {
-                    // The first packet of a flow in a second notes that, in both entries: a busy node pays for that once for many packets.
-                    lane.source.time(UPLINK, 0, lane.flows)?;
-                }
-                Ok((nothing, lane.source.time(UPLINK, lane.next + 1, repeat)?))
-            })?;
-            let opened = loaded.counted(Reason::Flow)? - before;
-            let wanted = if lane.opens { u64::from(repeat) } else { 0 };
-            ensure!(
-                opened.abs_diff(wanted) <= wanted / 50 + 1,
-                "{}: {opened} flows opened by {repeat} packets",
-                lane.name
-            );
-            lane.next += u64::from(repeat);
-            seen.entry(lane.name).or_default().push(took - nothing);
+    let before = loaded.counted(Reason::Flow)?;
+    let (nothing, took) = netns.run(|| -> Result<_> {
+        go_first()?;
+        lane.source.lead_to(two.as_fd())?;
+        let nothing = lane.source.time(UPLINK, lane.next, repeat)?;
+        lane.source.lead_to(loaded.program(lane.side)?)?;
+        let answer = lane.source.answer(UPLINK, lane.next)?;
+        ensure!(answer == lane.answer, "{}: answer {answer} instead of {}", lane.name, lane.answer);
+        if !lane.opens {
+            // The first packet of a flow in a second notes that, in both entries: a busy node pays for that once for many packets.
+            lane.source.time(UPLINK, 0, lane.flows)?;
         }
-    }
-    Ok(lanes
-        .iter()
-        .map(|lane| Case {
-            name: lane.name,
-            services,
-            flows: if lane.opens { 0 } else { lane.flows },
-            family: if v6 { 6 } else { 4 },
-            ns: Spread::of(seen.get(lane.name).into_iter().flatten().copied()),
-        })
-        .collect())
+        Ok((nothing, lane.source.time(UPLINK, lane.next + 1, repeat)?))
+    })?;
+    let opened = loaded.counted(Reason::Flow)? - before;
+    let wanted = if lane.opens { u64::from(repeat) } else { 0 };
+    ensure!(
+        opened.abs_diff(wanted) <= wanted / 50 + 1,
+        "{}: {opened} flows opened by {repeat} packets",
+        lane.name
+    );
+    lane.next += u64::from(repeat);
+    Ok(took - nothing)
 }

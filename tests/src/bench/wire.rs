@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{Netns, Node, Place as _, Pod, Topology};
 
-/// Backends elsewhere.
+/// Backends elsewhere, and here: what is masqueraded has 64k ports for each.
 const BACKENDS: u16 = 16;
 /// `XDP_TX`
 const TX: i32 = 3;
@@ -141,12 +141,16 @@ impl Wire {
              route add default via 192.168.70.1
              route add default via fd00:192:168:70::1\n",
         );
+        let mut pods = String::new();
         for number in 0..BACKENDS {
             for (v6, len) in [(false, 32), (true, 128)] {
-                lines += &format!("addr add {}/{len} dev lo\n", elsewhere(number, v6));
+                lines += &format!("addr add {}/{len} dev lo\n", address(Where::Elsewhere, number, v6));
+                pods += &format!("addr add {}/{len} dev eth0 nodad\n", address(Where::Here, number, v6));
             }
         }
         server.ip(&lines)?;
+        pod.netns.ip(&pods)?;
+        node.netns.ip("route add 10.1.3.0/24 dev pod0\nroute add fd00:10:1:3::/64 dev pod0")?;
         // The node's end must take frames, and so must the ends that others send frames to.
         node.netns.run(|| take_frames("up0"))?;
         Ok(Self { name, cpu, client, server, pod, sinks: None, topology })
@@ -157,9 +161,9 @@ impl Wire {
         self.topology.node(1)
     }
 
-    /// What the Services of this node's control plane are: [`objects`].
+    /// The Services that clients are sent to: TCP and UDP at a NodePort, one with backends elsewhere, one with backends here.
     pub fn objects(&self) -> Vec<Value> {
-        objects(&self.pod, &self.node().name)
+        objects(&self.node().name)
     }
 
     /// From now on, datagrams end where they are counted.
@@ -201,11 +205,7 @@ impl Wire {
                         let ip: IpAddr = if v6 { node.ipv6.into() } else { node.ipv4.into() };
                         SocketAddr::new(ip, NODE_PORTS[place as usize])
                     }
-                    (To::Backends, Where::Elsewhere) => (elsewhere(backend, v6), PORT).into(),
-                    (To::Backends, Where::Here) => {
-                        let ip: IpAddr = if v6 { self.pod.ipv6.into() } else { self.pod.ipv4.into() };
-                        SocketAddr::new(ip, PORT)
-                    }
+                    (To::Backends, place) => (address(place, backend, v6), PORT).into(),
                 };
                 frame(CABLE, runs::client(number, v6), to, Says::Udp)
             })
@@ -307,23 +307,24 @@ fn settle(sink: &Sink, wanted: u64) -> Result<Instant> {
     Ok(last.1)
 }
 
-/// Backend `number` on another node.
-fn elsewhere(number: u16, v6: bool) -> IpAddr {
+/// Backend `number` on another node, or in the pod.
+fn address(place: Where, number: u16, v6: bool) -> IpAddr {
     let [_, low] = number.to_be_bytes();
-    if v6 {
-        Ipv6Addr::new(0xfd00, 0x10, 9, 0, 0, 0, 0, number + 1).into()
-    } else {
-        Ipv4Addr::new(10, 9, 0, low + 1).into()
+    match (place, v6) {
+        (Where::Elsewhere, false) => Ipv4Addr::new(10, 9, 0, low + 1).into(),
+        (Where::Elsewhere, true) => Ipv6Addr::new(0xfd00, 0x10, 9, 0, 0, 0, 0, number + 1).into(),
+        (Where::Here, false) => Ipv4Addr::new(10, 1, 3, low + 1).into(),
+        (Where::Here, true) => Ipv6Addr::new(0xfd00, 0x10, 1, 3, 0, 0, 0, number + 1).into(),
     }
 }
 
 /// A backend elsewhere of each family.
 pub fn backends() -> [SocketAddr; 2] {
-    [false, true].map(|v6| (elsewhere(0, v6), PORT).into())
+    [false, true].map(|v6| (address(Where::Elsewhere, 0, v6), PORT).into())
 }
 
-/// The Services that clients are sent to: TCP and UDP at a NodePort, one with backends elsewhere, one with the pod.
-pub fn objects(pod: &Pod, node: &str) -> Vec<Value> {
+/// See [`Wire::objects`].
+fn objects(node: &str) -> Vec<Value> {
     let mut objects = Vec::new();
     for (place, name) in [(Where::Elsewhere, "elsewhere"), (Where::Here, "here")] {
         let ips = cluster_ip(place);
@@ -341,11 +342,8 @@ pub fn objects(pod: &Pod, node: &str) -> Vec<Value> {
             },
         }));
         for v6 in [false, true] {
-            let at: IpAddr = if v6 { pod.ipv6.into() } else { pod.ipv4.into() };
-            let (addrs, node): (Vec<IpAddr>, &str) = match place {
-                Where::Elsewhere => ((0..BACKENDS).map(|number| elsewhere(number, v6)).collect(), "another"),
-                Where::Here => (vec![at], node),
-            };
+            let addrs: Vec<IpAddr> = (0..BACKENDS).map(|number| address(place, number, v6)).collect();
+            let node = if place == Where::Here { node } else { "another" };
             let endpoints: Vec<Value> = addrs
                 .iter()
                 .map(|addr| json!({"addresses": [addr], "nodeName": node, "conditions": {"ready": true}}))

@@ -9,13 +9,14 @@ use std::{fs, panic::resume_unwind, path::PathBuf, process::ExitCode, thread};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
+use lb_agent::datapath::OBJECT;
 use lb_tests::{
     Agent, Home,
     bench::{
         path::{Cell, Flows, PLAIN},
         peers::{self, IPTABLES, NFTABLES, Peers, SERVICE_PORT},
         report::{Goal, OURS},
-        runs::{self, Case},
+        runs::{self, Case, Wanted},
         wire::{self, Where, Wire},
         worker,
     },
@@ -51,6 +52,9 @@ struct Args {
     /// Of the programs alone, only what begins so.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
     only: String,
+    /// Of the programs alone, also those of another object, in turn with ours: what `cargo xtask build-ebpf` made of another version.
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
     /// CPU that everything runs on.
     #[arg(long, default_value_t = 0)]
     cpu: usize,
@@ -115,16 +119,22 @@ fn run(args: &Args) -> Result<bool> {
 fn programs_alone(args: &Args) -> Result<Vec<Case>> {
     worker::pin(args.cpu)?;
     let netns = runs::node()?;
+    let mut objects = vec![("ours", OBJECT.to_vec())];
+    if let Some(path) = &args.against {
+        let other = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        objects.push(("other", other));
+    }
     let mut all = Vec::new();
     for &services in &args.sizes {
         // One flow tells nothing that some do not, and new ones are among the cases.
         for &flows in args.flows.iter().filter(|flows| **flows > 1) {
             for &family in &args.families {
-                let place = (services, flows, family == 6);
-                let cases = runs::measure(&netns, place, (args.rounds, args.packets), &args.only)?;
+                let wanted =
+                    Wanted { objects: &objects, services, flows, v6: family == 6, only: &args.only };
+                let cases = runs::measure(&netns, wanted, (args.rounds, args.packets))?;
                 println!("\n{services} Services, {flows} flows, IPv{family}: ns above two instructions");
-                for Case { name, ns, .. } in &cases {
-                    println!("{name:<32} {:>5.0} ({:.0}..{:.0})", ns.median, ns.min, ns.max);
+                for Case { name, object, ns, .. } in &cases {
+                    println!("{name:<32} {object:<6} {:>5.0} ({:.0}..{:.0})", ns.median, ns.min, ns.max);
                 }
                 all.extend(cases);
             }
