@@ -13,3 +13,4 @@ pub mod runs;
 pub mod stats;
 pub mod wire;
 pub mod worker;
+pub mod xdp;

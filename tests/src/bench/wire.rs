@@ -42,7 +42,8 @@ const NODE_PORTS: [u16; 2] = [30_080, 30_081];
 const BATCH: usize = 64;
 /// How often flows that are to be proven send: a first packet, one more after its answer, and the same again.
 const TIMES: usize = 4;
-const CABLE: Cable = Cable { to: [2, 0, 0, 0, 0, 0x11], from: [2, 0, 0, 0, 0, 0x12] };
+/// The cable to the client, from whom frames come.
+pub(super) const CABLE: Cable = Cable { to: [2, 0, 0, 0, 0, 0x11], from: [2, 0, 0, 0, 0, 0x12] };
 
 /// Where backends are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
@@ -201,10 +202,7 @@ impl Wire {
                 #[expect(clippy::cast_possible_truncation, reason = "a remainder")]
                 let backend = (number % u32::from(BACKENDS)) as u16;
                 let to = match (to, place) {
-                    (To::NodePort, _) => {
-                        let ip: IpAddr = if v6 { node.ipv6.into() } else { node.ipv4.into() };
-                        SocketAddr::new(ip, NODE_PORTS[place as usize])
-                    }
+                    (To::NodePort, place) => node_port(node, place, v6),
                     (To::Backends, place) => (address(place, backend, v6), PORT).into(),
                 };
                 frame(CABLE, runs::client(number, v6), to, Says::Udp)
@@ -305,6 +303,12 @@ fn settle(sink: &Sink, wanted: u64) -> Result<Instant> {
         thread::yield_now();
     }
     Ok(last.1)
+}
+
+/// The NodePort of the Service with backends somewhere.
+pub(super) fn node_port(node: &Node, place: Where, v6: bool) -> SocketAddr {
+    let ip: IpAddr = if v6 { node.ipv6.into() } else { node.ipv4.into() };
+    SocketAddr::new(ip, NODE_PORTS[place as usize])
 }
 
 /// Backend `number` on another node, or in the pod.

@@ -3,6 +3,7 @@
 //! ```text
 //! runs   our programs alone, by BPF_PROG_TEST_RUN: nanoseconds above a program of two instructions
 //! path   packets through a node on one CPU: forwarding, ours, nftables, iptables, forwarding again
+//! xdp    live frames over a program of two instructions that sends them back
 //! ```
 
 use std::{fs, panic::resume_unwind, path::PathBuf, process::ExitCode, thread};
@@ -19,6 +20,7 @@ use lb_tests::{
         runs::{self, Case, Wanted},
         wire::{self, Where, Wire},
         worker,
+        xdp::{self, Port},
     },
     control_plane::ControlPlane,
     privilege,
@@ -29,7 +31,7 @@ use serde_json::json;
 #[derive(Debug, Parser)]
 struct Args {
     /// What to measure.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "runs,path")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "runs,path,xdp")]
     parts: Vec<Part>,
     /// Numbers of Services.
     #[arg(long, value_delimiter = ',', default_value = "1,1000,10000")]
@@ -72,6 +74,8 @@ enum Part {
     Runs,
     /// Packets through a node.
     Path,
+    /// Frames at XDP.
+    Xdp,
 }
 
 fn main() -> ExitCode {
@@ -100,6 +104,11 @@ fn run(args: &Args) -> Result<bool> {
     if args.parts.contains(&Part::Path) {
         through_a_node(args, &mut cells)?;
     }
+    let mut missing = false;
+    let mut lanes = Vec::new();
+    if args.parts.contains(&Part::Xdp) {
+        (lanes, missing) = frames(args)?;
+    }
     let goals: Vec<Goal> = cells.iter().map(Cell::goals).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
     println!("\ngoals");
     for goal in &goals {
@@ -108,12 +117,12 @@ fn run(args: &Args) -> Result<bool> {
     if let Some(folder) = &args.out {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let all = json!({
-            "runs": cases, "cells": cells, "goals": goals, "rounds": args.rounds, "packets": args.packets,
+            "runs": cases, "cells": cells, "xdp": lanes, "goals": goals, "rounds": args.rounds, "packets": args.packets,
         });
         fs::write(folder.join("packets.json"), serde_json::to_vec_pretty(&all)?)?;
         println!("written: {}", folder.display());
     }
-    Ok(goals.iter().all(|goal| goal.reached))
+    Ok(!missing && goals.iter().all(|goal| goal.reached))
 }
 
 fn programs_alone(args: &Args) -> Result<Vec<Case>> {
@@ -141,6 +150,27 @@ fn programs_alone(args: &Args) -> Result<Vec<Case>> {
         }
     }
     Ok(all)
+}
+
+/// The lanes at XDP, and whether ours is missing.
+fn frames(args: &Args) -> Result<(Vec<xdp::Lane>, bool)> {
+    let port = Port::new(args.cpu)?;
+    let ours = xdp::ours(OBJECT)?;
+    if ours.is_none() {
+        println!("\nNOT MEASURED: lb_xdp, which this object does not have; G5 is not reached. Only what it is compared with:");
+    }
+    let mut all = Vec::new();
+    for &flows in args.flows.iter().filter(|flows| **flows > 1) {
+        for &family in &args.families {
+            let lanes = xdp::measure(&port, ours.as_ref(), (flows, family == 6), (args.rounds, args.packets))?;
+            println!("\nXDP, {flows} flows, IPv{family}: ns for each frame, over the first");
+            for xdp::Lane { name, ns, ratio, .. } in &lanes {
+                println!("{name:<14} {:>5.0} {:.3} ({:.3}..{:.3})", ns.median, ratio.median, ratio.min, ratio.max);
+            }
+            all.extend(lanes);
+        }
+    }
+    Ok((all, ours.is_none()))
 }
 
 fn through_a_node(args: &Args, cells: &mut Vec<Cell>) -> Result<()> {
