@@ -116,7 +116,10 @@ mod tests {
                 let read = SlicedPacket::from_ethernet(&bytes).unwrap();
                 let (sum, wanted, ports) = match (read.net.unwrap(), read.transport.unwrap()) {
                     (NetSlice::Ipv4(ip), TransportSlice::Udp(udp)) => {
-                        assert_eq!(ip.header().header_checksum(), ip.header().to_header().calc_header_checksum());
+                        assert_eq!(
+                            ip.header().header_checksum(),
+                            ip.header().to_header().calc_header_checksum()
+                        );
                         let header = udp.to_header();
                         let wanted = header.calc_checksum_ipv4(&ip.header().to_header(), udp.payload());
                         (udp.checksum(), wanted.unwrap(), [udp.source_port(), udp.destination_port()])

@@ -1,6 +1,9 @@
 //! Programs around the one that is measured: one makes each packet another flow's, one counts what arrives.
 
-use std::os::fd::BorrowedFd;
+use std::{
+    os::fd::BorrowedFd,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 
@@ -91,6 +94,31 @@ impl Source {
     pub fn send(&self, ifindex: u32, from: u64, count: u32) -> Result<()> {
         self.at.set(from)?;
         self.program.send(&self.first, ifindex, count)
+    }
+}
+
+/// What sending took.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// When it began.
+    pub begin: Instant,
+    /// What one frame takes that is sent alone: to make and to give back the memory for frames.
+    pub alone: Duration,
+    /// What all took, without that.
+    pub took: Duration,
+}
+
+impl Source {
+    /// As [`Source::send`], and one frame more, first and alone.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn send_timed(&self, ifindex: u32, from: u64, count: u32) -> Result<Sent> {
+        let first = Instant::now();
+        self.send(ifindex, from, 1)?;
+        let (alone, begin) = (first.elapsed(), Instant::now());
+        self.send(ifindex, from, count)?;
+        Ok(Sent { begin, alone, took: begin.elapsed().saturating_sub(alone) })
     }
 }
 

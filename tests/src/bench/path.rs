@@ -70,8 +70,14 @@ impl Cell {
         (place, flows): (Where, Flows),
         (rounds, count): (u32, u32),
     ) -> Result<Self> {
-        let mut cell =
-            Self { size, family: if v6 { 6 } else { 4 }, place, flows, remark: None, rounds: BTreeMap::new() };
+        let mut cell = Self {
+            size,
+            family: if v6 { 6 } else { 4 },
+            place,
+            flows,
+            remark: None,
+            rounds: BTreeMap::new(),
+        };
         let (number, first, count) = match flows {
             Flows::Open(number) => (number, 0, count),
             Flows::New => (FRESH, 1 << 20, OPENED),
@@ -145,8 +151,12 @@ impl Cell {
     pub fn table(&self, lanes: &[&'static str]) -> String {
         let mut text = String::new();
         writeln!(text, "\n{}, A-A {:.3}", self.title(), self.a_a()).expect(FITS);
-        writeln!(text, "{:<17} {:>9} {:>9} {:>24} {:>7}", "", "ns/packet", "Mpps", "rate over forwarding", "lost")
-            .expect(FITS);
+        writeln!(
+            text,
+            "{:<17} {:>9} {:>9} {:>24} {:>7}",
+            "", "ns/packet", "Mpps", "rate over forwarding", "lost"
+        )
+        .expect(FITS);
         for lane in lanes {
             let Some(Summary { ns, ratio, lost }) = self.summary(lane) else { continue };
             let remark = self.remark.as_deref().filter(|_| [NFTABLES, IPTABLES].contains(lane));
@@ -172,7 +182,8 @@ impl Cell {
         let place = self.title();
         let a_a = self.a_a();
         let ours = self.summary(OURS).context("rounds of ours")?;
-        let goal = |what: String, seen: f64, reached: bool| Goal { what: format!("{what}: {place}"), seen, reached };
+        let goal =
+            |what: String, seen: f64, reached: bool| Goal { what: format!("{what}: {place}"), seen, reached };
         let mut goals = vec![
             goal("A-A within 3 %".into(), a_a, (a_a - 1.0).abs() <= 0.03),
             goal("nothing of ours is lost".into(), ours.lost, ours.lost <= 0.001),

@@ -103,7 +103,11 @@ pub fn node() -> Result<Netns> {
 }
 
 fn node_ip(v6: bool) -> IpAddr {
-    if v6 { Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1).into() } else { Ipv4Addr::new(192, 0, 2, 1).into() }
+    if v6 {
+        Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1).into()
+    } else {
+        Ipv4Addr::new(192, 0, 2, 1).into()
+    }
 }
 
 /// Backend `number` elsewhere, or on this node.
@@ -157,11 +161,8 @@ fn world(services: u32, v6: bool) -> Result<MemTables> {
         serve(&mut world, id, (vip(id), NODE_PORT + number), backend(number % BACKENDS, here, v6), here);
     }
     world.addresses.insert(node_ip(v6).into(), Address::NODE);
-    let device = Device {
-        v4: Addr4::narrow(node_ip(false).into()),
-        v6: node_ip(true).into(),
-        ..Device::NONE
-    };
+    let device =
+        Device { v4: Addr4::narrow(node_ip(false).into()), v6: node_ip(true).into(), ..Device::NONE };
     world.devices.insert(UPLINK, device);
     world.devices.insert(POD, Device { bits: Device::PODS, ..device });
     world.config = Some(Config {
@@ -214,7 +215,8 @@ impl Loaded {
 
     /// How often something was counted, on all CPUs.
     fn counted(&self, reason: Reason) -> Result<u64> {
-        let reasons: PerCpuArray<_, u64> = self.ebpf.map("lb_reasons").context("no lb_reasons")?.try_into()?;
+        let reasons: PerCpuArray<_, u64> =
+            self.ebpf.map("lb_reasons").context("no lb_reasons")?.try_into()?;
         Ok(reasons.get(&(reason as u32), 0)?.iter().sum())
     }
 }
@@ -280,7 +282,8 @@ where
     for key in entries.keys() {
         small.remove(key)?;
     }
-    let mut large: HashMap<_, FlowKey<A>, Flow<A>> = ebpf.map_mut(kept).context("a flow table")?.try_into()?;
+    let mut large: HashMap<_, FlowKey<A>, Flow<A>> =
+        ebpf.map_mut(kept).context("a flow table")?.try_into()?;
     for (key, flow) in &entries {
         let state = FlowState::REPLIED.with(FlowState::PROVEN);
         large.insert(key, Flow { state, ..*flow }, 0)?;

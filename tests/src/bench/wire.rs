@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use super::{
     bpf::{Kind, Program, go_first, take_frames},
     frames::{Cable, Says, frame},
-    generator::{End, Sink, Source},
+    generator::{End, Sent, Sink, Source},
     lane::PORT,
     peers::{SERVICE_PORT, cluster_ips},
     runs::{self, two_instructions},
@@ -113,8 +113,7 @@ impl Wire {
         let (client, server) = (Netns::new("client")?, Netns::new("server")?);
         node.netns.join("up0", &client, "eth0")?;
         node.netns.join("down0", &server, "eth0")?;
-        node.netns.ip(
-            "link set up0 address 02:00:00:00:00:11
+        node.netns.ip("link set up0 address 02:00:00:00:00:11
              addr add 192.168.60.1/24 dev up0
              addr add 192.168.70.1/24 dev down0
              addr add fd00:192:168:60::1/64 dev up0 nodad
@@ -126,15 +125,12 @@ impl Wire {
              route add 198.18.0.0/15 via 192.168.60.2
              route add 2001:db8:7::/48 via fd00:192:168:60::2
              route add 10.9.0.0/16 via 192.168.70.2
-             route add fd00:10:9::/48 via fd00:192:168:70::2",
-        )?;
-        client.ip(
-            "link set eth0 address 02:00:00:00:00:12
+             route add fd00:10:9::/48 via fd00:192:168:70::2")?;
+        client.ip("link set eth0 address 02:00:00:00:00:12
              addr add 192.168.60.2/24 dev eth0
              addr add fd00:192:168:60::2/64 dev eth0 nodad
              route add default via 192.168.60.1
-             route add default via fd00:192:168:60::1",
-        )?;
+             route add default via fd00:192:168:60::1")?;
         let mut lines = String::from(
             "link set eth0 address 02:00:00:00:00:22
              addr add 192.168.70.2/24 dev eth0
@@ -225,7 +221,7 @@ impl Wire {
         let count = u32::try_from(repeated.len())?;
         backend.answer(true)?;
         let before = (backend.seen()?, sinks.client.seen()?);
-        self.send(&source, 0, count)?;
+        self.on_the_cpu(|ifindex| source.send(ifindex, 0, count))?;
         settle(backend, before.0 + u64::from(count))?;
         settle(&sinks.client, before.1 + u64::from(count))?;
         backend.answer(false)?;
@@ -249,27 +245,28 @@ impl Wire {
         let sinks = self.sinks.as_ref().context("nobody counts")?;
         let backend = &sinks.backends[traffic.place as usize];
         let before = backend.seen()?;
-        let (begin, sent) = self.send(source, from, count)?;
+        let Sent { begin, alone, took } =
+            self.on_the_cpu(|ifindex| source.send_timed(ifindex, from, count))?;
         let at_once = backend.seen()? - before;
-        let last = settle(backend, before + u64::from(count))?;
+        // The one that was sent alone, too.
+        let all = u64::from(count) + 1;
+        let last = settle(backend, before + all)?;
         let seen = backend.seen()? - before;
         ensure!(seen > 0, "{}: nothing arrives ({traffic:?})", self.name);
         // Some softirq work may be left to the kernel's own thread when sending is over.
-        let took = if seen > at_once { last.duration_since(begin).max(sent) } else { sent };
+        let until = last.duration_since(begin).saturating_sub(alone);
+        let took = if seen > at_once { until.max(took) } else { took };
         #[expect(clippy::cast_precision_loss, reason = "counts")]
-        let (arrived, lost) = (seen as f64, 1.0 - seen as f64 / f64::from(count));
+        let (arrived, lost) = (seen as f64, 1.0 - seen as f64 / all as f64);
         Ok([took.as_secs_f64() * 1e9 / arrived, lost])
     }
 
-    /// Sends; says when it began, and how long the call took.
-    fn send(&self, source: &Source, from: u64, count: u32) -> Result<(Instant, Duration)> {
+    /// Does something in the client's namespace, on the CPU that everything is measured on, with the index of the client's device.
+    fn on_the_cpu<R: Send>(&self, work: impl FnOnce(u32) -> Result<R> + Send) -> Result<R> {
         self.client.run(|| {
             worker::pin(self.cpu)?;
             go_first()?;
-            let ifindex = if_nametoindex("eth0")?;
-            let begin = Instant::now();
-            source.send(ifindex, from, count)?;
-            Ok((begin, begin.elapsed()))
+            work(if_nametoindex("eth0")?)
         })
     }
 
@@ -352,9 +349,8 @@ fn objects(node: &str) -> Vec<Value> {
                 .iter()
                 .map(|addr| json!({"addresses": [addr], "nodeName": node, "conditions": {"ready": true}}))
                 .collect();
-            let ports = ["TCP", "UDP"].map(
-                |protocol| json!({"name": protocol.to_lowercase(), "protocol": protocol, "port": PORT}),
-            );
+            let ports = ["TCP", "UDP"]
+                .map(|protocol| json!({"name": protocol.to_lowercase(), "protocol": protocol, "port": PORT}));
             objects.push(json!({
                 "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
                 "metadata": {

@@ -4,7 +4,6 @@
 //! A figure of ours counts only if every frame was counted there, translated.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{Ebpf, EbpfLoader, programs::Xdp};
@@ -81,10 +80,7 @@ impl Port {
         let took = self.node().netns.run(|| -> Result<_> {
             worker::pin(self.cpu)?;
             go_first()?;
-            let ifindex = if_nametoindex("up0")?;
-            let begin = Instant::now();
-            source.send(ifindex, 0, count)?;
-            Ok(begin.elapsed())
+            Ok(source.send_timed(if_nametoindex("up0")?, 0, count)?.took)
         })?;
         let seen = self.seen.get(0)? - before;
         ensure!(seen * 1000 >= u64::from(count) * 999, "of {count} frames {seen} came back");

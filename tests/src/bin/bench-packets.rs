@@ -109,7 +109,8 @@ fn run(args: &Args) -> Result<bool> {
     if args.parts.contains(&Part::Xdp) {
         (lanes, missing) = frames(args)?;
     }
-    let goals: Vec<Goal> = cells.iter().map(Cell::goals).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+    let goals: Vec<Goal> =
+        cells.iter().map(Cell::goals).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
     println!("\ngoals");
     for goal in &goals {
         println!("{} {:<90} {:.3}", if goal.reached { "[ok]  " } else { "[MISS]" }, goal.what, goal.seen);
@@ -138,8 +139,7 @@ fn programs_alone(args: &Args) -> Result<Vec<Case>> {
         // One flow tells nothing that some do not, and new ones are among the cases.
         for &flows in args.flows.iter().filter(|flows| **flows > 1) {
             for &family in &args.families {
-                let wanted =
-                    Wanted { objects: &objects, services, flows, v6: family == 6, only: &args.only };
+                let wanted = Wanted { objects: &objects, services, flows, v6: family == 6, only: &args.only };
                 let cases = runs::measure(&netns, wanted, (args.rounds, args.packets))?;
                 println!("\n{services} Services, {flows} flows, IPv{family}: ns above two instructions");
                 for Case { name, object, ns, .. } in &cases {
@@ -157,15 +157,21 @@ fn frames(args: &Args) -> Result<(Vec<xdp::Lane>, bool)> {
     let port = Port::new(args.cpu)?;
     let ours = xdp::ours(OBJECT)?;
     if ours.is_none() {
-        println!("\nNOT MEASURED: lb_xdp, which this object does not have; G5 is not reached. Only what it is compared with:");
+        println!(
+            "\nNOT MEASURED: lb_xdp, which this object does not have; G5 is not reached. Only what it is compared with:"
+        );
     }
     let mut all = Vec::new();
     for &flows in args.flows.iter().filter(|flows| **flows > 1) {
         for &family in &args.families {
-            let lanes = xdp::measure(&port, ours.as_ref(), (flows, family == 6), (args.rounds, args.packets))?;
+            let lanes =
+                xdp::measure(&port, ours.as_ref(), (flows, family == 6), (args.rounds, args.packets))?;
             println!("\nXDP, {flows} flows, IPv{family}: ns for each frame, over the first");
             for xdp::Lane { name, ns, ratio, .. } in &lanes {
-                println!("{name:<14} {:>5.0} {:.3} ({:.3}..{:.3})", ns.median, ratio.median, ratio.min, ratio.max);
+                println!(
+                    "{name:<14} {:>5.0} {:.3} ({:.3}..{:.3})",
+                    ns.median, ratio.median, ratio.min, ratio.max
+                );
             }
             all.extend(lanes);
         }
@@ -197,9 +203,11 @@ fn sizes(args: &Args, wires: &[Wire], mut peers: Option<Peers<'_>>, cells: &mut 
     home.apply("wire", &ours.objects())?;
     for &size in &args.sizes {
         println!("loading {size} Services");
-        let services: Vec<_> = (0..size).flat_map(|number| peers::objects_of(number, size, backends)).collect();
+        let services: Vec<_> =
+            (0..size).flat_map(|number| peers::objects_of(number, size, backends)).collect();
         home.apply("services", &services)?;
-        let agent = Agent::start_with(ours.node(), &home, ["--devices", "up0,down0", "--pod-devices", "pod*"])?;
+        let agent =
+            Agent::start_with(ours.node(), &home, ["--devices", "up0,down0", "--pod-devices", "pod*"])?;
         let mut remark = None;
         if let Some(peers) = &mut peers {
             for place in [Where::Elsewhere, Where::Here] {
@@ -213,8 +221,12 @@ fn sizes(args: &Args, wires: &[Wire], mut peers: Option<Peers<'_>>, cells: &mut 
             for place in [Where::Elsewhere, Where::Here] {
                 for &flows in &args.flows {
                     let flows = if flows == 0 { Flows::New } else { Flows::Open(flows) };
-                    let mut cell =
-                        Cell::measure(wires, (size, family == 6), (place, flows), (args.rounds, args.packets))?;
+                    let mut cell = Cell::measure(
+                        wires,
+                        (size, family == 6),
+                        (place, flows),
+                        (args.rounds, args.packets),
+                    )?;
                     cell.remark.clone_from(&remark);
                     print!("{}", cell.table(&lanes));
                     cells.push(cell);
