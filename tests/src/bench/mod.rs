@@ -1,9 +1,16 @@
 //! What the benchmarks share.
 
+pub mod bpf;
 pub mod cluster;
+pub mod frames;
+pub mod generator;
 pub mod lane;
+pub mod path;
 pub mod peers;
 pub mod plot;
 pub mod report;
+pub mod runs;
 pub mod stats;
+pub mod wire;
 pub mod worker;
+pub mod xdp;

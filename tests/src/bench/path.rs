@@ -1,0 +1,203 @@
+//! Packets through a node on one CPU, side by side: forwarded, ours, and by kube-proxy's rules. What `bench-packets` makes of [`Wire`]s.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use super::{
+    generator::Source,
+    peers::{IPTABLES, NFTABLES},
+    report::{Goal, OURS},
+    stats::Spread,
+    wire::{To, Traffic, Where, Wire},
+};
+
+/// Why writing to a String is never an error.
+const FITS: &str = "a String takes any text";
+/// The lane that the others are compared with, and its twin.
+pub const PLAIN: [&str; 2] = ["forwarding", "forwarding again"];
+/// New flows in a list.
+const FRESH: u32 = 1 << 18;
+/// New flows of a round: fewer than connection tracking has room for.
+const OPENED: u32 = 1 << 15;
+
+/// How many flows there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub enum Flows {
+    /// As many, open for both directions.
+    Open(u32),
+    /// Every packet begins one.
+    New,
+}
+
+/// All rounds of one kind of traffic.
+#[derive(Debug, Serialize)]
+pub struct Cell {
+    /// Services.
+    pub size: u32,
+    /// 4 or 6.
+    pub family: u8,
+    /// Where the backends are.
+    pub place: Where,
+    /// How many flows.
+    pub flows: Flows,
+    /// What is not real about a lane.
+    pub remark: Option<String>,
+    /// Nanoseconds for each packet, and the part that was lost, by lane and round.
+    pub rounds: BTreeMap<&'static str, Vec<[f64; 2]>>,
+}
+
+/// One lane of a cell, summed up.
+#[derive(Clone, Copy, Debug)]
+pub struct Summary {
+    /// Nanoseconds for each packet.
+    pub ns: Spread,
+    /// Packets per second over those of plain forwarding in the same round.
+    pub ratio: Spread,
+    /// Largest part that was lost.
+    pub lost: f64,
+}
+
+impl Cell {
+    /// Measures `rounds` rounds of `count` packets in each lane.
+    ///
+    /// # Errors
+    /// Packets do not arrive.
+    pub fn measure(
+        wires: &[Wire],
+        (size, v6): (u32, bool),
+        (place, flows): (Where, Flows),
+        (rounds, count): (u32, u32),
+    ) -> Result<Self> {
+        let mut cell = Self {
+            size,
+            family: if v6 { 6 } else { 4 },
+            place,
+            flows,
+            remark: None,
+            rounds: BTreeMap::new(),
+        };
+        let (number, first, count) = match flows {
+            Flows::Open(number) => (number, 0, count),
+            Flows::New => (FRESH, 1 << 20, OPENED),
+        };
+        let mut lanes: Vec<(&Wire, Traffic, Source)> = Vec::new();
+        for wire in wires {
+            let to = if PLAIN.contains(&wire.name) { To::Backends } else { To::NodePort };
+            let traffic = Traffic { place, to, v6, flows: number, first };
+            let source = wire.source(&traffic)?;
+            if matches!(flows, Flows::Open(_)) {
+                wire.establish(&traffic)?;
+            }
+            lanes.push((wire, traffic, source));
+        }
+        for round in 0..rounds {
+            // Another lane begins each round, so that none is always the first or after the same one.
+            for at in 0..lanes.len() {
+                let (wire, traffic, source) = &lanes[(at + round as usize) % lanes.len()];
+                let mut from = 0;
+                if flows == Flows::New {
+                    from = u64::from(round) * u64::from(count);
+                    if [NFTABLES, IPTABLES].contains(&wire.name) {
+                        wire.forget()?;
+                    }
+                }
+                let seen = wire.time(traffic, source, from, count)?;
+                cell.rounds.entry(wire.name).or_default().push(seen);
+            }
+        }
+        Ok(cell)
+    }
+
+    /// Sums up a lane.
+    pub fn summary(&self, lane: &str) -> Option<Summary> {
+        let rounds = self.rounds.get(lane)?;
+        let plain = |at: usize| {
+            let both: Vec<f64> =
+                PLAIN.iter().filter_map(|name| Some(self.rounds.get(name)?.get(at)?[0])).collect();
+            #[expect(clippy::cast_precision_loss, reason = "two lanes")]
+            let count = both.len().max(1) as f64;
+            both.iter().sum::<f64>() / count
+        };
+        Some(Summary {
+            ns: Spread::of(rounds.iter().map(|[ns, _]| *ns)),
+            ratio: Spread::of(rounds.iter().enumerate().map(|(at, [ns, _])| plain(at) / ns)),
+            lost: rounds.iter().map(|[_, lost]| *lost).fold(0.0, f64::max),
+        })
+    }
+
+    /// The A-A check: median ratio of the two lanes that forward.
+    pub fn a_a(&self) -> f64 {
+        let [one, other] = PLAIN.map(|lane| self.rounds.get(lane).map_or(&[][..], Vec::as_slice));
+        Spread::of(one.iter().zip(other).map(|(one, other)| other[0] / one[0])).median
+    }
+
+    /// What it is about.
+    pub fn title(&self) -> String {
+        let flows = match self.flows {
+            Flows::Open(1) => "1 flow".to_owned(),
+            Flows::Open(number) => format!("{number} flows"),
+            Flows::New => "new flow per packet".to_owned(),
+        };
+        let place = match self.place {
+            Where::Elsewhere => "backends elsewhere",
+            Where::Here => "backend here",
+        };
+        format!("{} Services, IPv{}, {place}, {flows}", self.size, self.family)
+    }
+
+    /// The cell as a table.
+    pub fn table(&self, lanes: &[&'static str]) -> String {
+        let mut text = String::new();
+        writeln!(text, "\n{}, A-A {:.3}", self.title(), self.a_a()).expect(FITS);
+        writeln!(
+            text,
+            "{:<17} {:>9} {:>9} {:>24} {:>7}",
+            "", "ns/packet", "Mpps", "rate over forwarding", "lost"
+        )
+        .expect(FITS);
+        for lane in lanes {
+            let Some(Summary { ns, ratio, lost }) = self.summary(lane) else { continue };
+            let remark = self.remark.as_deref().filter(|_| [NFTABLES, IPTABLES].contains(lane));
+            writeln!(
+                text,
+                "{lane:<17} {:>9.0} {:>9.3} {:>24} {:>6.1}%{}",
+                ns.median,
+                1e3 / ns.median,
+                format!("{:.3} ({:.3}..{:.3})", ratio.median, ratio.min, ratio.max),
+                lost * 100.0,
+                remark.map_or(String::new(), |remark| format!("  ({remark})")),
+            )
+            .expect(FITS);
+        }
+        text
+    }
+
+    /// Compares with G6.
+    ///
+    /// # Errors
+    /// There are no rounds of ours.
+    pub fn goals(&self) -> Result<Vec<Goal>> {
+        let place = self.title();
+        let a_a = self.a_a();
+        let ours = self.summary(OURS).context("rounds of ours")?;
+        let goal =
+            |what: String, seen: f64, reached: bool| Goal { what: format!("{what}: {place}"), seen, reached };
+        let mut goals = vec![
+            goal("A-A within 3 %".into(), a_a, (a_a - 1.0).abs() <= 0.03),
+            goal("nothing of ours is lost".into(), ours.lost, ours.lost <= 0.001),
+        ];
+        let opens = self.flows == Flows::New;
+        if !opens {
+            goals.push(goal("G6 >= 0.90 of forwarding".into(), ours.ratio.median, ours.ratio.median >= 0.90));
+        }
+        for (peer, least) in [(NFTABLES, 1.3), (IPTABLES, 1.7)] {
+            let Some(theirs) = self.summary(peer) else { continue };
+            let over = ours.ratio.median / theirs.ratio.median;
+            goals.push(goal(format!("not below {peer}"), over, over >= 1.0));
+            goals.push(goal(format!("G6 >= {least} of {peer}"), over, over >= least));
+        }
+        Ok(goals)
+    }
+}
