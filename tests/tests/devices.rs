@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 /// The agent serves packets and no sockets.
 const PACKETS_ONLY: [&str; 6] = ["--devices", "auto", "--pod-devices", "auto", "--socket-lb", "none"];
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 /// A client outside at node 2, a client and a server in pods of node 1, and servers on node 2.
 struct Set {
@@ -66,10 +66,9 @@ impl Set {
             let mut object = service(name, &ips.each_ref().map(String::as_str), &ports);
             let spec = object["spec"].as_object_mut().unwrap();
             spec["type"] = json!("LoadBalancer");
-            for (at, port) in spec["ports"].as_array_mut().unwrap().iter_mut().enumerate() {
+            for port in spec["ports"].as_array_mut().unwrap().iter_mut() {
                 port["nodePort"] = json!(30_080 + u16::from(number));
                 port["targetPort"] = json!(8080);
-                let _ = at;
             }
             spec.insert(
                 "externalIPs".into(),
@@ -151,7 +150,7 @@ fn clients_that_no_hook_sees_reach_every_kind_of_frontend() {
     set.apply(&json!({}));
     let agent = set.start(&["--external-ips", "on"]);
     assert_eq!(served(&set.home), ["eth0 uplink", "pod0 pods", "pod1 pods"], "{}", set.home.log());
-    let Set { pod, outside, local, client, own, net, .. } = &set;
+    let Set { pod, outside, local, client, net, .. } = &set;
     let (node, other) = (net.node(1), net.node(2));
     let mut cases: Vec<(&Probe, &str, &str, &str, IpAddr)> = Vec::new();
     for to in ["10.0.1.100:80", "10.0.1.150:80", "10.0.1.200:80", "192.168.50.1:30081"] {
@@ -182,7 +181,6 @@ fn clients_that_no_hook_sees_reach_every_kind_of_frontend() {
     for to in ["10.0.2.150:80", "192.168.50.1:30082"] {
         cases.push((outside, "outside", to, "own", other.ipv4.into()));
     }
-    let _own = own;
     expect(&cases);
     agent.stop().unwrap();
     expect(&cases[..1]);

@@ -6,6 +6,7 @@
 
 use core::net::{IpAddr, Ipv6Addr};
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
@@ -69,6 +70,16 @@ fn place(name: &str) -> usize {
     PLACES.iter().position(|(known, ..)| *known == name).unwrap()
 }
 
+/// Puts the port of a place into a slot.
+fn add_backend(world: &mut MemTables, slot: u32, owner: BackendId, (name, port): (&str, u16), is_v6: bool) {
+    let at = addr(place(name), is_v6);
+    world.slots.insert(slot, Slot { addr: at, port, backend: owner, generation: 1, ..Slot::FREE });
+    let here = if name == "pod" { Backend::HERE } else { 0 };
+    let runs = Backend::IN_CLUSTER | Backend::IN_LOCAL | here;
+    let state = BackendState::Active as u8;
+    world.backends.insert(owner, Backend { generation: 1, state, runs, pad: 0 });
+}
+
 /// Services by id: to `far`, to `pod`, to nobody, to others than local ones, to `lost`; the second one's load balancer is for `other`.
 fn world() -> MemTables {
     let mut world = MemTables { ports: vec![PORT], ..MemTables::default() };
@@ -78,15 +89,7 @@ fn world() -> MemTables {
             let service = ServiceId { index: id };
             let run = Run { base: id, count: u16::from(backend.is_some()), generation: 1 };
             if let Some(backend) = backend {
-                let at = addr(place(backend), is_v6);
-                let owner = BackendId { index: id };
-                world
-                    .slots
-                    .insert(id, Slot { addr: at, port: 8080, backend: owner, generation: 1, ..Slot::FREE });
-                let here = if backend == "pod" { Backend::HERE } else { 0 };
-                let runs = Backend::IN_CLUSTER | Backend::IN_LOCAL | here;
-                let state = BackendState::Active as u8;
-                world.backends.insert(owner, Backend { generation: 1, state, runs, pad: 0 });
+                add_backend(&mut world, id, BackendId { index: id }, (backend, 8080), is_v6);
             }
             let (local, flags) = match index {
                 2 => (run, ServiceFlags::RESTRICTED),
@@ -147,13 +150,14 @@ fn node() -> Netns {
     // Frames to others are not answered: every device has the address that they are sent to.
     let mut lines = String::new();
     for (ifindex, name) in [(UPLINK, "uplink"), (OVERLAY, "ov"), (POD, "pod"), (DARK, "dark")] {
-        lines += &format!(
+        writeln!(
+            lines,
             "link add {name} address 04:04:04:04:04:04 index {ifindex} type veth peer name {name}p index {}
-                 link set {name} up
-                 link set {name}p up
-                 ",
+             link set {name} up
+             link set {name}p up",
             ifindex + 1
-        );
+        )
+        .unwrap();
     }
     lines += "
             addr add 192.0.2.1/24 dev uplink
@@ -389,8 +393,8 @@ fn form() -> impl Strategy<Value = Form> {
     ]
 }
 
-fn packets() -> impl Strategy<Value = Packet> {
-    let device = prop_oneof![4 => Just(UPLINK), 2 => Just(OVERLAY), 2 => Just(POD), 1 => Just(DARK)];
+/// Places and ports that a packet goes between: of requests, of replies, of what passes a backend, and any.
+fn ends() -> impl Strategy<Value = (usize, usize, u16, u16)> {
     let any_port = prop::sample::select(vec![80, 8080, PORT, 30_001, 30_002, 4000, 4001]);
     let any_ends = (0..PLACES.len(), 0..PLACES.len(), any_port.clone(), any_port);
     let client = prop::sample::select(vec!["client", "other", "pod", "far", "node"]);
@@ -429,7 +433,11 @@ fn packets() -> impl Strategy<Value = Packet> {
         ("lb2", "client", 80, 4000),
     ])
     .prop_map(|(from, to, sport, dport)| (place(from), place(to), sport, dport));
-    let ends = prop_oneof![6 => request, 4 => reply, 2 => met, 1 => any_ends];
+    prop_oneof![6 => request, 4 => reply, 2 => met, 1 => any_ends]
+}
+
+fn packets() -> impl Strategy<Value = Packet> {
+    let device = prop_oneof![4 => Just(UPLINK), 2 => Just(OVERLAY), 2 => Just(POD), 1 => Just(DARK)];
     let damage = prop_oneof![
         16 => Just(None),
         1 => (0_usize..70, any::<u8>()).prop_map(Some)
@@ -438,7 +446,7 @@ fn packets() -> impl Strategy<Value = Packet> {
     (
         (prop::bool::weighted(0.3), any::<bool>()),
         device,
-        ends,
+        ends(),
         prop::sample::select(SAID.to_vec()),
         (prop_oneof![20 => Just(64_u8), 1 => 0_u8..3], form()),
         0..3_usize,
@@ -466,6 +474,12 @@ fn packets() -> impl Strategy<Value = Packet> {
         )
 }
 
+/// The sum in ones' complement (RFC 1071).
+fn ones_sum(one: u16, other: u16) -> u16 {
+    let (sum, carried) = one.overflowing_add(other);
+    sum + u16::from(carried)
+}
+
 fn frame(is_v6: bool, (from, to): (usize, usize), (sport, dport): (u16, u16), said: u8, ttl: u8) -> Vec<u8> {
     let builder = PacketBuilder::ethernet2([2; 6], [4; 6]);
     let ip = if is_v6 {
@@ -487,12 +501,10 @@ fn frame(is_v6: bool, (from, to): (usize, usize), (sport, dport): (u16, u16), sa
         builder.tcp(sport, dport, 1, 2).write(&mut bytes, b"payload").unwrap();
         let tcp = bytes.len() - 7 - 20;
         // The checksum covers the flags.
-        let old = u32::from(bytes[tcp + 13]);
+        let old = u16::from(bytes[tcp + 13]);
         bytes[tcp + 13] = said;
-        let sum = u32::from(u16::from_be_bytes([bytes[tcp + 16], bytes[tcp + 17]]));
-        let mut new = u32::from(!(sum as u16)) + 0xffff - old + u32::from(said);
-        new = (new & 0xffff) + (new >> 16);
-        let new = !((new & 0xffff) + (new >> 16)) as u16;
+        let sum = u16::from_be_bytes([bytes[tcp + 16], bytes[tcp + 17]]);
+        let new = !ones_sum(ones_sum(!sum, !old), said.into());
         bytes[tcp + 16..tcp + 18].copy_from_slice(&new.to_be_bytes());
     }
     bytes
@@ -539,12 +551,7 @@ fn spread_over(world: &mut MemTables, id: u32, backends: [(&str, u16); 2], flags
     let run = Run { base: 100 * id, count: 8, generation: 2 };
     for (slot, (name, port)) in (run.base..run.base + 8).zip(backends.into_iter().cycle()) {
         let backend = BackendId { index: 100 * id + slot % 2 };
-        let at = addr(place(name), is_v6);
-        world.slots.insert(slot, Slot { addr: at, port, backend, generation: 1, ..Slot::FREE });
-        let here = if name == "pod" { Backend::HERE } else { 0 };
-        let runs = Backend::IN_CLUSTER | Backend::IN_LOCAL | here;
-        let state = BackendState::Active as u8;
-        world.backends.insert(backend, Backend { generation: 1, state, runs, pad: 0 });
+        add_backend(world, slot, backend, (name, port), is_v6);
     }
     let service = world.services.get_mut(&ServiceId { index: id }).unwrap();
     *service = Service { cluster: run, local: run, flags, ..*service };

@@ -7,7 +7,7 @@ use lb_common::abi::{Addr4, Address, Config, Device, FlowAddr as _};
 use lb_common::host::MemTables;
 use lb_tests::packets::{attach, fill, load, serve};
 use lb_tests::probe::{Serve, Tcp, Udp};
-use lb_tests::{Node, Topology, needs, needs_root};
+use lb_tests::{Node, Pod, Topology, needs, needs_root};
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -24,24 +24,9 @@ fn has_links() -> bool {
     (numbers.next(), numbers.next()) >= (Some(6), Some(6))
 }
 
-fn reaches(tcx: bool) {
-    let net = Topology::pair().unwrap();
-    let node = net.node(1);
-    let pod = node.add_pod("client", [10, 1, 1, 10].into()).unwrap();
-    let own = node.add_pod("own", [10, 1, 1, 11].into()).unwrap();
+/// What the programs are told: Services 1 and 2 on node 2, 3 and 4 on this node, and this node's devices.
+fn world(node: &Node, own: &Pod, far: [IpAddr; 2]) -> MemTables {
     let mut world = MemTables { ports: (2000..2400).collect(), ..MemTables::default() };
-    let far = [ip("10.2.255.1"), ip("fd00:10:2:255::1")];
-    let servers = net.node(2).probe("servers").unwrap();
-    let local = own.probe("local").unwrap();
-    for addr in far {
-        net.node(2).add_address(addr).unwrap();
-        servers.serve(&Serve::tcp("far", (addr, 8080).into())).unwrap();
-        servers.serve(&Serve::udp("far", (addr, 8080).into())).unwrap();
-    }
-    for addr in [IpAddr::from(own.ipv4), own.ipv6.into()] {
-        local.serve(&Serve::tcp("own", (addr, 8080).into())).unwrap();
-        local.serve(&Serve::udp("own", (addr, 8080).into())).unwrap();
-    }
     serve(&mut world, 1, (ip("10.0.1.100"), 30_080), far[0], false);
     serve(&mut world, 2, (ip("fd00:10:0:1::100"), 30_080), far[1], false);
     serve(&mut world, 3, (ip("10.0.2.100"), 30_081), own.ipv4.into(), true);
@@ -60,8 +45,28 @@ fn reaches(tcx: bool) {
     }
     world.config =
         Some(Config { node_port_min: 30_080, node_port_max: 30_081, masquerade_ports: 400, ..Config::OFF });
+    world
+}
+
+fn reaches(tcx: bool) {
+    let net = Topology::pair().unwrap();
+    let node = net.node(1);
+    let pod = node.add_pod("client", [10, 1, 1, 10].into()).unwrap();
+    let own = node.add_pod("own", [10, 1, 1, 11].into()).unwrap();
+    let far = [ip("10.2.255.1"), ip("fd00:10:2:255::1")];
+    let servers = net.node(2).probe("servers").unwrap();
+    let local = own.probe("local").unwrap();
+    for addr in far {
+        net.node(2).add_address(addr).unwrap();
+        servers.serve(&Serve::tcp("far", (addr, 8080).into())).unwrap();
+        servers.serve(&Serve::udp("far", (addr, 8080).into())).unwrap();
+    }
+    for addr in [IpAddr::from(own.ipv4), own.ipv6.into()] {
+        local.serve(&Serve::tcp("own", (addr, 8080).into())).unwrap();
+        local.serve(&Serve::udp("own", (addr, 8080).into())).unwrap();
+    }
     let mut ebpf = load().unwrap();
-    fill(&mut ebpf, &world).unwrap();
+    fill(&mut ebpf, &world(node, &own, far)).unwrap();
     for device in ["eth0", "pod0", "pod1"] {
         attach(&node.netns, &mut ebpf, device, tcx).unwrap();
     }

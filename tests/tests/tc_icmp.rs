@@ -152,7 +152,7 @@ fn programs(node: &Netns) -> Ebpf {
 }
 
 /// The NodePorts of the node, or the cluster IPs, of a service in both families: who asks, and what.
-fn targets<'a>(net: &'a Net, port: u8) -> Vec<(&'a Netns, SocketAddr)> {
+fn targets(net: &Net, port: u8) -> Vec<(&Netns, SocketAddr)> {
     let mut targets = Vec::new();
     for is_v6 in [false, true] {
         let node_port = SocketAddr::new(at(is_v6, 3, 2), 30_080 + u16::from(port));

@@ -60,7 +60,7 @@ impl Addresses {
         // Ranges of the other family alone mean no filter for this one (SR-2).
         let in_ranges = |range: &&IpNet| Family::of(&range.addr()) == family;
         let mut ranges: Vec<IpNet> =
-            service.source_ranges.iter().filter(in_ranges).map(|range| range.trunc()).collect();
+            service.source_ranges.iter().filter(in_ranges).map(IpNet::trunc).collect();
         if balanced().next().is_none() {
             ranges.clear();
         }

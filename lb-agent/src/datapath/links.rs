@@ -94,7 +94,7 @@ pub struct Chosen {
     /// Entries of `lb_devices`: also of devices that packets only leave by.
     pub entries: BTreeMap<u32, Device>,
     /// Devices that should be served and cannot.
-    pub unserved: BTreeMap<Name, Unserved>,
+    pub unserved: BTreeSet<(Name, Unserved)>,
 }
 
 /// Chooses devices. `primary` are the node's own addresses (ND-3): what is masqueraded and leaves by a device without an address
@@ -122,7 +122,7 @@ pub fn choose(links: &Links, options: &DeviceOptions, primary: [Option<IpAddr>; 
                 chosen.served.insert(*index, Served { name: link.name.clone(), layer, role });
             }
             (Some(_), None) => {
-                chosen.unserved.insert(link.name.clone(), Unserved::UnknownLayer);
+                chosen.unserved.insert((link.name.clone(), Unserved::UnknownLayer));
             }
             (None, _) => {}
         }

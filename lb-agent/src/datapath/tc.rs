@@ -128,7 +128,7 @@ fn attach_one(ebpf: &mut Ebpf, dir: &PinDir, at: At<'_>, program: &'static str) 
             remove(&pin)?;
             link.pin(&pin).map_err(|error| pin_error("pin", &pin, io::Error::other(error)))?;
             // Of an agent that could not do this yet: two would translate twice.
-            drop(filter(at.name, program).map(|filter| filter.detach()));
+            drop(filter(at.name, program).map(SchedClassifierLink::detach));
             Ok(Mode::Tcx)
         }
         // BPF_LINK_CREATE knows no such attach type.

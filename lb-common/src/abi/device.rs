@@ -65,8 +65,8 @@ pub struct RangePrefix {
 impl RangePrefix {
     /// Clients of a service port whose address begins with `len` bits of `addr`; those of IPv4 count from its own first bit.
     pub const fn new(service: ServiceId, addr: Addr, len: u8) -> Self {
-        let before = if addr.is_v4() { 96 } else { 0 };
-        Self { bits: 32 + before + len as u32, key: RangeKey { service, addr: addr.octets } }
+        let before: u32 = if addr.is_v4() { 32 + 96 } else { 32 };
+        Self { bits: before.saturating_add(len as u32), key: RangeKey { service, addr: addr.octets } }
     }
 }
 

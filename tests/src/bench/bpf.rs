@@ -101,57 +101,57 @@ pub struct Code {
 }
 
 impl Code {
-    fn push(&mut self, code: u8, to: Reg, from: Reg, off: i16, imm: i32) -> &mut Self {
+    fn push(&mut self, code: u8, (to, from): (Reg, Reg), off: i16, imm: i32) -> &mut Self {
         self.insns.push(Insn { code, regs: to as u8 | ((from as u8) << 4), off, imm });
         self
     }
 
     /// `to = from`
     pub fn copy(&mut self, to: Reg, from: Reg) -> &mut Self {
-        self.push(0xbf, to, from, 0, 0)
+        self.push(0xbf, (to, from), 0, 0)
     }
 
     /// `to = number`
     pub fn set(&mut self, to: Reg, number: i32) -> &mut Self {
-        self.push(0xb7, to, R0, 0, number)
+        self.push(0xb7, (to, R0), 0, number)
     }
 
     /// `to += number`
     pub fn add(&mut self, to: Reg, number: i32) -> &mut Self {
-        self.push(0x07, to, R0, 0, number)
+        self.push(0x07, (to, R0), 0, number)
     }
 
     /// `to &= number`
     pub fn and(&mut self, to: Reg, number: i32) -> &mut Self {
-        self.push(0x57, to, R0, 0, number)
+        self.push(0x57, (to, R0), 0, number)
     }
 
     /// `to = *(from + off)`
     pub fn load(&mut self, size: Size, to: Reg, from: Reg, off: i16) -> &mut Self {
-        self.push(0x61 | size as u8, to, from, off, 0)
+        self.push(0x61 | size as u8, (to, from), off, 0)
     }
 
     /// `*(to + off) = from`
     pub fn store(&mut self, size: Size, to: Reg, off: i16, from: Reg) -> &mut Self {
-        self.push(0x63 | size as u8, to, from, off, 0)
+        self.push(0x63 | size as u8, (to, from), off, 0)
     }
 
     /// Jumps where `reg` is `number`.
     pub fn if_is(&mut self, reg: Reg, number: i32, label: &'static str) -> &mut Self {
         self.jumps.push((self.insns.len(), label));
-        self.push(0x15, reg, R0, 0, number)
+        self.push(0x15, (reg, R0), 0, number)
     }
 
     /// Jumps where `reg` is not `number`.
     pub fn if_not(&mut self, reg: Reg, number: i32, label: &'static str) -> &mut Self {
         self.jumps.push((self.insns.len(), label));
-        self.push(0x55, reg, R0, 0, number)
+        self.push(0x55, (reg, R0), 0, number)
     }
 
     /// Jumps where `one` is larger than `other`.
     pub fn if_above(&mut self, one: Reg, other: Reg, label: &'static str) -> &mut Self {
         self.jumps.push((self.insns.len(), label));
-        self.push(0x2d, one, other, 0, 0)
+        self.push(0x2d, (one, other), 0, 0)
     }
 
     /// Where jumps to `label` lead.
@@ -168,11 +168,11 @@ impl Code {
 
     /// Ends with `number`.
     pub fn exit(&mut self, number: i32) -> &mut Self {
-        self.set(R0, number).push(0x95, R0, R0, 0, 0)
+        self.set(R0, number).push(0x95, (R0, R0), 0, 0)
     }
 
     fn call(&mut self, helper: i32) -> &mut Self {
-        self.push(0x85, R0, R0, 0, helper)
+        self.push(0x85, (R0, R0), 0, helper)
     }
 
     fn map(&mut self, to: Reg, map: &Map) -> &mut Self {
@@ -208,7 +208,7 @@ impl Code {
 
     /// Ends by sending the packet of the context in R6 out of its device.
     pub fn send_back(&mut self) -> &mut Self {
-        self.load(Size::Four, R1, R6, 40).set(R2, 0).call(REDIRECT).push(0x95, R0, R0, 0, 0)
+        self.load(Size::Four, R1, R6, 40).set(R2, 0).call(REDIRECT).push(0x95, (R0, R0), 0, 0)
     }
 
     /// Exchanges bytes at `one` and `other` behind R2.

@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd as _, BorrowedFd},
 };
@@ -79,13 +80,13 @@ pub fn node() -> Result<Netns> {
     let netns = Netns::new("runs")?;
     let mut lines = String::new();
     for (index, name) in [(UPLINK, "uplink"), (POD, "pod")] {
-        lines += &format!(
+        writeln!(
+            lines,
             "link add {name} address 04:04:04:04:04:04 index {index} type veth peer name {name}p index {}
              link set {name} up
-             link set {name}p up
-             ",
+             link set {name}p up",
             index + 1
-        );
+        )?;
     }
     lines += "addr add 192.0.2.1/24 dev uplink
         addr add 2001:db8:2::1/64 dev uplink nodad

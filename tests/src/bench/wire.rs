@@ -10,6 +10,7 @@
 //! node's NAPI, and are counted and dropped where the backend's namespace begins. All of that is softirq work of the CPU that sends.
 
 use std::{
+    fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd as _, OwnedFd},
     process::Command,
@@ -141,8 +142,8 @@ impl Wire {
         let mut pods = String::new();
         for number in 0..BACKENDS {
             for (v6, len) in [(false, 32), (true, 128)] {
-                lines += &format!("addr add {}/{len} dev lo\n", address(Where::Elsewhere, number, v6));
-                pods += &format!("addr add {}/{len} dev eth0 nodad\n", address(Where::Here, number, v6));
+                writeln!(lines, "addr add {}/{len} dev lo", address(Where::Elsewhere, number, v6))?;
+                writeln!(pods, "addr add {}/{len} dev eth0 nodad", address(Where::Here, number, v6))?;
             }
         }
         server.ip(&lines)?;
