@@ -31,7 +31,9 @@ pub(crate) fn frame(ctx: *mut xdp_md) -> u32 {
     let frame = &mut Frame::new(ctx);
     let Some(probe) = maps::PROBE.get_ptr_mut(0) else { return PASS };
     // SAFETY: a live map value. The agent writes the rest before it arms the state, and looks at nothing but the state then.
-    let (state, ifindex) = unsafe { (&raw mut (*probe).state, (*probe).ifindex) };
+    let ifindex = unsafe { (*probe).ifindex };
+    // SAFETY: as above.
+    let state = unsafe { &raw mut (*probe).state };
     // SAFETY: as above.
     let now = unsafe { state.read_volatile() };
     if ifindex != frame.ifindex() || !(now == Probe::ARMED || now == Probe::SENT) {

@@ -92,7 +92,7 @@ impl Step {
 
     /// The step of a [`number`](Self::number).
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "as it was put in")]
+    #[expect(clippy::cast_possible_truncation, reason = "as it was put in")]
     const fn of(number: u64) -> Self {
         match number >> 32 {
             0 => Self::Done(number as i32),

@@ -65,9 +65,13 @@ impl Frame {
             return None;
         }
         // SAFETY: the context is valid for the program's run.
-        let (data, end) = unsafe { (&raw const (*self.ctx).data, &raw const (*self.ctx).data_end) };
+        let data = unsafe { &raw const (*self.ctx).data };
         // SAFETY: as above.
-        let (data, end) = unsafe { (data.read_volatile() as usize, end.read_volatile() as usize) };
+        let end = unsafe { &raw const (*self.ctx).data_end };
+        // SAFETY: as above.
+        let data = unsafe { data.read_volatile() } as usize;
+        // SAFETY: as above.
+        let end = unsafe { end.read_volatile() } as usize;
         let at = data + offset;
         (at + len <= end).then_some(at)
     }
@@ -160,7 +164,7 @@ fn send_on<A: Read>(frame: &mut Frame) -> Option<u32> {
     if out == ifindex {
         return Some(TX);
     }
-    #[expect(clippy::cast_possible_truncation, reason = "an action")]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an action")]
     // SAFETY: the helper takes no pointer.
     let action = unsafe { bpf_redirect(out, 0) } as u32;
     Some(action)

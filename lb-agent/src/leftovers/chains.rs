@@ -100,7 +100,7 @@ impl<Id> Plan<'_, Id> {
 impl<Id> Table<Id> {
     /// Whether any chain has a name of kube-proxy's.
     pub(super) fn may_have_leftovers<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
-        names.any(is_kube_proxys)
+        names.any(is_of_kube_proxy)
     }
 
     /// What is kube-proxy's.
@@ -108,7 +108,7 @@ impl<Id> Table<Id> {
     /// A rule in a foreign chain that jumps to a chain of kube-proxy (a CNI plug-in that marks for masquerade, say) keeps that chain
     /// and all that it leads to: without them the foreign rule would do something else, or could not be.
     pub(super) fn plan(&self) -> Plan<'_, Id> {
-        let mut ours: BTreeSet<&str> = self.names().filter(|name| is_kube_proxys(name)).collect();
+        let mut ours: BTreeSet<&str> = self.names().filter(|name| is_of_kube_proxy(name)).collect();
         if self.chains.contains_key(OLD_KUBELET) {
             ours.remove(MARK_MASQ);
             ours.remove(POSTROUTING);
@@ -169,7 +169,7 @@ fn leads_to<Id>(rule: &Rule<Id>, chains: &BTreeSet<&str>) -> bool {
     rule.target.as_deref().is_some_and(|target| chains.contains(target))
 }
 
-fn is_kube_proxys(name: &str) -> bool {
+fn is_of_kube_proxy(name: &str) -> bool {
     let is_hash =
         |rest: &str| rest.len() == HASH && rest.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'2'..=b'7'));
     NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.strip_prefix(prefix).is_some_and(is_hash))

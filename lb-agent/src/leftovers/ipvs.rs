@@ -68,7 +68,7 @@ pub(super) fn find() -> Found {
     }
     match sets() {
         Ok(names) => {
-            let ours = names.into_iter().filter(|name| is_kube_proxys(name));
+            let ours = names.into_iter().filter(|name| is_of_kube_proxy(name));
             found.leftovers.extend(ours.map(|name| Leftover::IpSet { name }));
         }
         Err(error) => found.unseen.push(format!("cannot list ip sets: {error}")),
@@ -148,7 +148,7 @@ fn remove_set(name: &str) -> io::Result<()> {
     })
 }
 
-fn is_kube_proxys(name: &str) -> bool {
+fn is_of_kube_proxy(name: &str) -> bool {
     SETS.iter().any(|set| {
         let mut v6 = format!("KUBE-6-{set}");
         v6.truncate(SET_NAME);
@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn sets_are_known_by_their_whole_name() {
         for name in ["KUBE-CLUSTER-IP", "KUBE-6-CLUSTER-IP", "KUBE-6-LOAD-BALANCER-SOURCE-CID"] {
-            assert!(is_kube_proxys(name), "{name}");
+            assert!(is_of_kube_proxy(name), "{name}");
         }
         for name in [
             "KUBE-6-LOAD-BALANCER-SOURCE-CIDR",
@@ -182,7 +182,7 @@ mod tests {
             "CLUSTER-IP",
             "kube-router-svip",
         ] {
-            assert!(!is_kube_proxys(name), "{name}");
+            assert!(!is_of_kube_proxy(name), "{name}");
         }
     }
 

@@ -205,7 +205,7 @@ pub struct Service {
     pub ports: Box<[ServicePort]>,
     /// `ClientIP` affinity: seconds, 1..=86400; 0 means none (SP-9).
     pub affinity_s: u32,
-    /// The annotation [`ALGORITHM`](super::ALGORITHM); nothing if it is absent or not known: the node's default then counts.
+    /// The annotation [`ALGORITHM`]; nothing if it is absent or not known: the node's default then counts.
     pub algorithm: Option<Algorithm>,
     /// `spec.internalTrafficPolicy`; Cluster when absent (SP-4).
     pub internal_policy: TrafficPolicy,

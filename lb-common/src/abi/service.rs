@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_goes_on_where_it_was_unless_it_was_anothers() {
+    fn a_turn_goes_on_where_it_was_unless_it_is_of_another() {
         let [one, other] = [ServiceId { index: 0 }, ServiceId { index: Turn::ENTRIES }];
         assert_eq!(Turn::index(one), Turn::index(other));
         let (first, turn) = Turn::default().take(one, || 40);

@@ -127,7 +127,7 @@ fn said() -> impl Strategy<Value = Said> {
 proptest! {
     /// NE-1.
     #[test]
-    fn every_byte_is_that_of_another_librarys_answer(
+    fn every_byte_is_what_another_library_answers(
         is_v6: bool,
         said in said(),
         payload in prop::collection::vec(any::<u8>(), 0..64),
