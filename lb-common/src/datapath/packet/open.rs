@@ -36,7 +36,7 @@ pub(super) fn open<A: FlowAddr, W: Flows<A>>(
     world.commit(work, former)
 }
 
-/// Who serves a new flow, and from which address: [`Work::after`] but for the source port, and [`Work::opened`]. The verdict, if that is not
+/// Who serves a new flow, and from which address: [`Work::after`] but for the source port, and `Work::opened`. The verdict, if that is not
 /// to translate.
 #[inline(always)]
 pub fn begin<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, work: &mut Work<A>) -> Verdict {

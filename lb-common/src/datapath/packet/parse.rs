@@ -149,7 +149,7 @@ pub fn v4<P: Packet>(packet: &P, l3: usize) -> Option<Headers<Addr4>> {
     transport(packet, layout_v4(packet, l3)?)
 }
 
-/// An IPv4 packet that an ICMP error quotes: see [`quoted`].
+/// An IPv4 packet that an ICMP error quotes: see `quoted`.
 #[inline(always)]
 pub fn quoted_v4<P: Packet>(packet: &P, l3: usize) -> Option<Headers<Addr4>> {
     quoted(packet, layout_v4(packet, l3)?)
@@ -176,7 +176,7 @@ fn layout_v4<P: Packet>(packet: &P, l3: usize) -> Option<Layout<Addr4>> {
 
 /// Extension headers that are looked behind at most, and their bytes together.
 const MOST_EXTENSIONS: usize = 4;
-/// See [`MOST_EXTENSIONS`].
+/// See `MOST_EXTENSIONS`.
 pub const MOST_EXTENSION_BYTES: usize = 256;
 const HOP_BY_HOP: u8 = 0;
 const FRAGMENT: u8 = 44;
@@ -189,7 +189,7 @@ pub fn v6<P: Packet>(packet: &P, l3: usize) -> Option<Headers<Addr>> {
     transport(packet, layout_v6(packet, l3)?)
 }
 
-/// An IPv6 packet that an ICMP error quotes: see [`quoted`]. Behind a fragment header, which nearly all of those have that have any.
+/// An IPv6 packet that an ICMP error quotes: see `quoted`. Behind a fragment header, which nearly all of those have that have any.
 #[inline(always)]
 pub fn quoted_v6<P: Packet>(packet: &P, l3: usize) -> Option<Headers<Addr>> {
     let ip = packet.part::<40>(l3)?;
