@@ -7,6 +7,7 @@ mod demo;
 mod fuzz;
 mod lint;
 mod mutants;
+mod programs;
 mod rules;
 mod setup;
 mod soak;

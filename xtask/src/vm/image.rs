@@ -22,12 +22,14 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use xtask::paths;
 
-use super::{
-    cpio::Archive,
-    kernel, libraries, modules,
-    programs::{self, Programs},
-};
-use crate::command;
+use super::{cpio::Archive, kernel, libraries, modules};
+use crate::{command, programs::Programs};
+
+/// The first process of the guest.
+pub(super) const INIT: &str = "vm-init";
+
+/// The programs that tests start. Those of the demo and the benchmarks are several times the size of the rest.
+pub(super) const STARTED_BY_TESTS: [&str; 2] = ["lb-agent", "lb-probe"];
 
 /// Programs of this machine that the tests call.
 const NEEDED: [&str; 3] = ["ip", "sh", "sleep"];
@@ -54,8 +56,10 @@ const ENVIRONMENT: [(&str, &str); 5] = [
 /// What goes into the archive.
 #[derive(Debug)]
 pub(super) struct Contents<'a> {
-    /// Tests, programs and `/init`.
+    /// Programs, `/init` among them.
     pub(super) programs: &'a Programs,
+    /// Tests: name and path.
+    pub(super) tests: &'a [(String, PathBuf)],
     /// Arguments for each test.
     pub(super) arguments: &'a [String],
     /// Whose modules.
@@ -76,11 +80,11 @@ pub(super) fn write(contents: &Contents<'_>, folder: &Path) -> Result<PathBuf> {
         libraries: BTreeSet::new(),
         scratch: folder.join("stripped"),
     };
-    image.program("/init", contents.programs.binary(programs::INIT)?)?;
-    for name in programs::STARTED_BY_TESTS {
+    image.program("/init", contents.programs.binary(INIT)?)?;
+    for name in STARTED_BY_TESTS {
         image.program(&format!("{PROGRAMS}/{name}"), contents.programs.binary(name)?)?;
     }
-    for (name, path) in &contents.programs.tests {
+    for (name, path) in contents.tests {
         image.program(&test_path(name), path)?;
     }
     image.tools()?;
@@ -89,7 +93,7 @@ pub(super) fn write(contents: &Contents<'_>, folder: &Path) -> Result<PathBuf> {
         image.archive.file(&module_path(&module.name), 0o644, &module.content)?;
     }
     let names: Vec<&str> = modules.iter().map(|module| module.name.as_str()).collect();
-    let script = script(&names, &contents.programs.tests, contents.arguments);
+    let script = script(&names, contents.tests, contents.arguments);
     image.archive.file("/etc/vm-tests", 0o644, script.as_bytes())?;
     image.surroundings()?;
     image.archive.finish().with_context(|| format!("cannot write {}", path.display()))?;
