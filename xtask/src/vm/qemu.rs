@@ -59,10 +59,8 @@ pub(super) fn run(
     limit: Duration,
     out: &mut impl Write,
 ) -> Result<Report> {
-    // Nobody's limits are shorter for it, as they are for those who wait beside it.
-    let mut command = Command::new("nice");
+    let mut command = Command::new(PROGRAM);
     command
-        .args(["-n", "5", PROGRAM])
         // Never KVM: nested virtualisation hangs on some machines, and the tests are few enough without it.
         .args(["-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", MEMORY])
         // The serial line is all there is; `-nographic` would put the firmware's words on it as well.
