@@ -160,7 +160,7 @@ pub(crate) fn see<A: Family + Layout + Answers>(ctx: *mut __sk_buff, side: Side,
         return done(if verdict == Verdict::Pass { NEXT } else { DROP });
     };
     let Ok(leaves_by) = leaves_by(tables, &work.after, way) else { return done(DROP) };
-    let written = skb.rewrite(l3 as usize, &work.packet, &work.after, leaves_by.is_some());
+    let written = skb.rewrite_known(l3 as usize, &work.packet, &work.after, leaves_by.is_some());
     done(if written { leaves_by.map_or(NEXT, |ifindex| skb.leave_by(l3, ifindex)) } else { DROP })
 }
 
