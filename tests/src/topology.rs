@@ -15,6 +15,8 @@
 //!
 //! Forwarding is on inside the nodes. Everything a node or pod starts is in the node's cgroup.
 
+pub mod ports;
+pub mod service;
 pub mod site;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -20,7 +20,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::Result;
 
 use super::{NOWHERE, Node, Pod, Topology, same_digits};
-use crate::{Cgroup, Netns, Probe};
+use crate::{Agent, Cgroup, Home, Netns, Probe};
 
 /// How pods are joined to their node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,8 +94,7 @@ impl Site {
     pub fn new(shape: Shape) -> Result<Self> {
         let (router, client) = (Netns::new("router")?, Netns::new("client")?);
         let nodes = vec![Node::new(1)?, Node::new(2)?];
-        let site =
-            Self { net: Topology { nodes }, router, client, shape, outside: Cgroup::new("outside")? };
+        let site = Self { net: Topology { nodes }, router, client, shape, outside: Cgroup::new("outside")? };
         site.wire_router()?;
         for node in &site.net.nodes {
             site.wire_node(node)?;
@@ -157,6 +156,22 @@ impl Site {
         }
     }
 
+    /// Starts the agents of both nodes, which serve packets at all devices and NodePorts at all addresses.
+    pub fn start_agents(&self, homes: &[Home; 2], more: &[&str]) -> Result<Vec<Agent>> {
+        let mut agents = Vec::new();
+        for (home, number) in homes.iter().zip(1..) {
+            let node_ip = self.addresses(number).map(|addr| addr.to_string()).join(",");
+            let mut args = vec!["--devices", "auto", "--pod-devices", "auto", "--external-ips", "on"];
+            args.extend(["--nodeport-addresses", "all", "--node-ip", &node_ip]);
+            args.extend(more);
+            agents.push(Agent::spawn(self.node(number), home, args)?);
+        }
+        for (agent, home) in agents.iter_mut().zip(homes) {
+            agent.wait_ready(home)?;
+        }
+        Ok(agents)
+    }
+
     fn wire_router(&self) -> Result<()> {
         let Self { router, client, .. } = self;
         router.sysctl("net.ipv4.ip_forward", "1")?;
@@ -182,7 +197,8 @@ impl Site {
         }
         let mut words = gateway.split(' ');
         let (device, v4, v6) = (words.next(), words.next(), words.next());
-        let (device, gateways) = (device.unwrap_or_default(), [v4.unwrap_or_default(), v6.unwrap_or_default()]);
+        let (device, gateways) =
+            (device.unwrap_or_default(), [v4.unwrap_or_default(), v6.unwrap_or_default()]);
         let routes = Self::SERVICES.map(|to| {
             let gateway = gateways[usize::from(to.contains(':'))];
             format!("route add {to} via {gateway} dev {device}")
@@ -318,10 +334,7 @@ fn on_network(network: u8, host: u8) -> [IpAddr; 2] {
 
 /// A node's addresses on the bridge of its pods.
 fn bridge(number: u8) -> [IpAddr; 2] {
-    [
-        Ipv4Addr::new(10, number, 0, 1).into(),
-        Ipv6Addr::new(0xfd00, 0x10, number.into(), 0, 0, 0, 0, 1).into(),
-    ]
+    [Ipv4Addr::new(10, number, 0, 1).into(), Ipv6Addr::new(0xfd00, 0x10, number.into(), 0, 0, 0, 0, 1).into()]
 }
 
 /// A node's addresses on the overlay.

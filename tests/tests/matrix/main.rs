@@ -9,8 +9,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::Duration;
 
-use lb_tests::agent::{Agent, Home, service, slice};
+use lb_tests::agent::{Agent, Home};
 use lb_tests::probe::{Attempt, Look, Protocol, Seen, Serve, Survey, Tcp, Udp};
+use lb_tests::topology::service::{Numbered, PORT, TARGET_PORT};
 use lb_tests::topology::site::{PodLinks, PodNetwork, Shape, Site};
 use lb_tests::{Pod, Probe, needs_root};
 use outcome::{Backend, Cell, Client, Frontend, Options, Outcome, Policy, Source, outcome};
@@ -67,8 +68,8 @@ impl World {
         let world = Self { site, options, homes, clients, _servers: servers, pods };
         for (backend, server) in Backend::ALL.into_iter().zip(&world._servers) {
             for addr in world.backend(backend) {
-                server.serve(&Serve::tcp(&format!("{backend:?}"), (addr, 8080).into())).unwrap();
-                server.serve(&Serve::udp(&format!("{backend:?}"), (addr, 8080).into())).unwrap();
+                server.serve(&Serve::tcp(&format!("{backend:?}"), (addr, TARGET_PORT).into())).unwrap();
+                server.serve(&Serve::udp(&format!("{backend:?}"), (addr, TARGET_PORT).into())).unwrap();
             }
         }
         for home in &world.homes {
@@ -78,23 +79,8 @@ impl World {
     }
 
     fn start_agents(&self) -> Vec<Agent> {
-        let nodes = self.homes.iter().zip([1, 2]);
-        let mut agents: Vec<Agent> = nodes
-            .clone()
-            .map(|(home, number)| {
-                let node_ip = self.site.addresses(number).map(|addr| addr.to_string()).join(",");
-                let mut args = vec!["--devices", "auto", "--pod-devices", "auto", "--external-ips", "on"];
-                args.extend(["--nodeport-addresses", "all", "--node-ip", &node_ip]);
-                if self.options.external_cluster_ip {
-                    args.push("--external-cluster-ip");
-                }
-                Agent::spawn(self.site.node(number), home, &args).unwrap()
-            })
-            .collect();
-        for (agent, (home, _)) in agents.iter_mut().zip(nodes) {
-            agent.wait_ready(home).unwrap();
-        }
-        agents
+        let flag = self.options.external_cluster_ip.then_some("--external-cluster-ip");
+        self.site.start_agents(&self.homes, flag.as_slice()).unwrap()
     }
 
     /// Addresses of a backend.
@@ -129,57 +115,30 @@ impl World {
     }
 
     fn service(&self, backend: Backend, policy: Policy) -> Vec<Value> {
+        let policies = ["externalTrafficPolicy", "internalTrafficPolicy"].map(|field| (field, policy));
+        let more = policies.map(|(field, policy)| (field.to_owned(), json!(format!("{policy:?}"))));
+        let addrs = self.backend(backend).into_iter();
+        let endpoints: Vec<_> = addrs.zip(backend.node().into_iter().cycle()).collect();
         let name = format!("{backend:?}-{policy:?}").to_lowercase();
-        let number = number(backend, policy);
-        let at = |prefixes: [&str; 2]| prefixes.map(|prefix| format!("{prefix}{number}"));
-        let ports = [("tcp", "TCP", 80), ("udp", "UDP", 80)];
-        let ips = at(["10.0.7.", "fd00:10:0:7::"]);
-        let mut object = service(&name, &ips.each_ref().map(String::as_str), &ports);
-        let spec = &mut object["spec"];
-        spec["type"] = json!("LoadBalancer");
-        spec["externalTrafficPolicy"] = json!(format!("{policy:?}"));
-        spec["internalTrafficPolicy"] = json!(format!("{policy:?}"));
-        spec["externalIPs"] = json!(at(["203.0.113.", "2001:db8:113::"]));
-        for port in spec["ports"].as_array_mut().unwrap() {
-            port["nodePort"] = json!(30_000 + u16::from(number));
-            port["targetPort"] = json!(8080);
-        }
-        let ingress = at(["198.51.100.", "2001:db8:51::"]).map(|ip| json!({"ip": ip}));
-        object["status"] = json!({"loadBalancer": {"ingress": ingress}});
-        let mut objects = vec![object];
-        for addr in self.backend(backend) {
-            for (port, protocol, _) in ports {
-                let family = if addr.is_ipv4() { 4 } else { 6 };
-                let slice_name = format!("{name}-{port}-{family}");
-                let mut part = slice(&slice_name, &name, (port, protocol, 8080), &[addr]);
-                part["endpoints"][0]["nodeName"] = json!(backend.node().map(|number| format!("node{number}")));
-                objects.push(part);
-            }
-        }
-        objects
+        number(backend, policy).objects(&name, &endpoints, &Value::Object(more.into_iter().collect()))
     }
 
     /// Where a question goes.
     fn to(&self, question: Question) -> SocketAddr {
         let Question { cell: Cell { client, frontend, backend, policy }, family, .. } = question;
-        let number = number(backend, policy);
-        let text = |prefixes: [&str; 2]| format!("{}{number}", prefixes[family]).parse().unwrap();
+        let service = number(backend, policy);
         let node = |number| match client {
-            Client::Outside => self.site.seen_from_outside(number)[family],
-            _ => self.site.addresses(number)[family],
+            Client::Outside => self.site.seen_from_outside(number),
+            _ => self.site.addresses(number),
         };
-        let ip: IpAddr = match frontend {
-            Frontend::ClusterIp => text(["10.0.7.", "fd00:10:0:7::"]),
-            Frontend::LoadBalancer => text(["198.51.100.", "2001:db8:51::"]),
-            Frontend::ExternalIp => text(["203.0.113.", "2001:db8:113::"]),
-            Frontend::NodePort => node(1),
-            Frontend::OtherNodePort => node(2),
+        let (ips, port) = match frontend {
+            Frontend::ClusterIp => (service.cluster_ips(), PORT),
+            Frontend::LoadBalancer => (service.balanced_ips(), PORT),
+            Frontend::ExternalIp => (service.external_ips(), PORT),
+            Frontend::NodePort => (node(1), service.node_port()),
+            Frontend::OtherNodePort => (node(2), service.node_port()),
         };
-        let port = match frontend {
-            Frontend::NodePort | Frontend::OtherNodePort => 30_000 + u16::from(number),
-            _ => 80,
-        };
-        (ip, port).into()
+        (ips[family], port).into()
     }
 
     fn look(&self, question: Question) -> Look {
@@ -203,7 +162,8 @@ impl World {
         let is_right = match wanted {
             Outcome::Served(source) => {
                 let server = format!("{:?}", cell.backend);
-                let sources = BTreeMap::from([(server.clone(), BTreeSet::from([self.source(source, family)]))]);
+                let sources =
+                    BTreeMap::from([(server.clone(), BTreeSet::from([self.source(source, family)]))]);
                 seen.failed.is_empty()
                     && seen.answered == BTreeMap::from([(server, 1)])
                     && seen.sources == sources
@@ -246,8 +206,8 @@ impl World {
 }
 
 /// Numbers a Service.
-fn number(backend: Backend, policy: Policy) -> u8 {
-    10 + 2 * backend as u8 + policy as u8
+fn number(backend: Backend, policy: Policy) -> Numbered {
+    Numbered(10 + 2 * backend as u8 + policy as u8)
 }
 
 /// All that one client asks.
