@@ -93,19 +93,19 @@ impl World {
         Self { _agents: agents, homes, outside, _servers: servers, pods, site }
     }
 
-    /// Asks for `server` at `to`, by TCP and UDP.
-    fn expect(&self, probe: &Probe, to: SocketAddr, server: &str, seen: IpAddr) {
-        for reached in [probe.tcp(&Tcp::to(to)), probe.udp(&Udp::to(to))] {
-            let reached = reached.unwrap_or_else(|error| panic!("{to}: {error}"));
-            let client = reached.answer.as_ref().unwrap().client.ip();
-            assert_eq!((reached.server(), client), (server, seen), "{to}");
-        }
-    }
-
     fn lb_agent(&self, args: &[&str]) {
         let mut command = self.site.node(1).command(binary("lb-agent").unwrap());
         let done = command.args(args).arg("--pin-dir").arg(self.homes[0].pin_dir()).output().unwrap();
         assert!(done.status.success(), "{done:?}");
+    }
+}
+
+/// Asks for `server` at `to`, by TCP and UDP.
+fn expect(probe: &Probe, to: SocketAddr, server: &str, seen: IpAddr) {
+    for reached in [probe.tcp(&Tcp::to(to)), probe.udp(&Udp::to(to))] {
+        let reached = reached.unwrap_or_else(|error| panic!("{to}: {error}"));
+        let client = reached.answer.as_ref().unwrap().client.ip();
+        assert_eq!((reached.server(), client), (server, seen), "{to}");
     }
 }
 
@@ -135,7 +135,7 @@ fn strict_nodes_serve_endpoints_elsewhere() {
                     ((node, service.node_port()), (node, bulk.node_port())),
                     ((service.balanced_ips()[family], PORT), (bulk.balanced_ips()[family], PORT)),
                 ] {
-                    world.expect(&world.outside, to.into(), server, seen);
+                    expect(&world.outside, to.into(), server, seen);
                     let moved = world.outside.transfer(&Transfers::to(bulk.into(), 2, 1 << 20)).unwrap();
                     assert_eq!(moved, vec![Ok(Moved { up: 1 << 20, down: 1 << 20 }); 2], "{bulk:?}");
                 }
@@ -208,7 +208,7 @@ fn a_pod_at_a_bridge_forwards_to_a_cluster_ip() {
         .unwrap();
     let near = world.pods[0].probe("pod").unwrap();
     for addr in [IpAddr::from(forwarder.ipv4), forwarder.ipv6.into()] {
-        world.expect(&world.outside, (addr, 8000).into(), "far", addr);
-        world.expect(&near, (addr, 8000).into(), "far", addr);
+        expect(&world.outside, (addr, 8000).into(), "far", addr);
+        expect(&near, (addr, 8000).into(), "far", addr);
     }
 }

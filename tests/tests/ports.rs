@@ -1,5 +1,4 @@
 //! Ports for masquerading: many connections to one endpoint, and what happens when there are no more.
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -59,6 +59,48 @@ fn service(pods: &[Pod; 2]) -> Vec<Value> {
     all
 }
 
+/// Fails unless all connections of all clients are there.
+fn check(kept: &[Kept<'_>], when: &str) {
+    for kept in kept {
+        kept.check(when);
+    }
+}
+
+/// 1,000 connections of a client outside, a pod and the node.
+fn open<'a>(site: &Site, probes: &'a [(&str, Probe); 3]) -> Vec<Kept<'a>> {
+    let mut kept = Vec::new();
+    for family in [0, 1] {
+        let node_port = SocketAddr::new(site.addresses(1)[family], NODE_PORT);
+        let cluster_ip = SocketAddr::new(CLUSTER_IPS[family].parse().unwrap(), PORT);
+        for (client, to, count) in
+            [(0, node_port, 200), (1, cluster_ip, 100), (1, node_port, 100), (2, cluster_ip, 100)]
+        {
+            let (who, probe) = &probes[client];
+            let (handle, opened) = probe.hold(&Hold::all(to, count)).unwrap();
+            assert_eq!(opened.failed, BTreeMap::new(), "{who} to {to}");
+            kept.push(Kept { probe, what: format!("{who} to {to}"), handle, count });
+        }
+    }
+    kept
+}
+
+/// Starts the agent while the connections are used.
+fn start_under_traffic(site: &Site, home: &Home, kubeconfig: &str, kept: &[Kept<'_>]) -> Agent {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                check(kept, "while the agent attaches its programs");
+            }
+        });
+        let args = ["--kubeconfig", kubeconfig, "--devices", "auto", "--pod-devices", "auto"];
+        let agent = Agent::spawn_from(site.node(1), home, args)
+            .and_then(|mut agent| agent.wait_ready(home).map(|()| agent));
+        done.store(true, Ordering::Relaxed);
+        agent.unwrap()
+    })
+}
+
 /// BS-11, NE-3: connections that kube-proxy has opened survive the agent's programs, kube-proxy's end, and the removal of its rules.
 #[test]
 fn no_connection_of_kube_proxy_is_lost() {
@@ -103,45 +145,20 @@ fn no_connection_of_kube_proxy_is_lost() {
         ("a pod", client.probe("pod").unwrap()),
         ("the node", site.node(1).probe("node").unwrap()),
     ];
-    let mut kept = Vec::new();
-    for family in [0, 1] {
-        let node_port = SocketAddr::new(site.addresses(1)[family], NODE_PORT);
-        let cluster_ip = SocketAddr::new(CLUSTER_IPS[family].parse().unwrap(), PORT);
-        for (client, to, count) in
-            [(0, node_port, 200), (1, cluster_ip, 100), (1, node_port, 100), (2, cluster_ip, 100)]
-        {
-            let (who, probe) = &probes[client];
-            let (handle, opened) = probe.hold(&Hold::all(to, count)).unwrap();
-            assert_eq!(opened.failed, BTreeMap::new(), "{who} to {to}");
-            kept.push(Kept { probe, what: format!("{who} to {to}"), handle, count });
-        }
-    }
+    let kept = open(&site, &probes);
     assert_eq!(kept.iter().map(|kept| kept.count).sum::<u64>(), 1000);
 
     let home = Home::new("takeover").unwrap();
     let kubeconfig = control_plane.kubeconfig(&control_plane.node_urls()[0], Trust::Authority).unwrap();
-    let done = AtomicBool::new(false);
-    let agent = thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                kept.iter().for_each(|kept| kept.check("while the agent attaches its programs"));
-            }
-        });
-        let kubeconfig = kubeconfig.to_str().unwrap();
-        let args = ["--kubeconfig", kubeconfig, "--devices", "auto", "--pod-devices", "auto"];
-        let agent = Agent::spawn_from(site.node(1), &home, args)
-            .and_then(|mut agent| agent.wait_ready(&home).map(|()| agent));
-        done.store(true, Ordering::Relaxed);
-        agent.unwrap()
-    });
-    kept.iter().for_each(|kept| kept.check("under the agent"));
+    let agent = start_under_traffic(&site, &home, kubeconfig.to_str().unwrap(), &kept);
+    check(&kept, "under the agent");
     drop(kube_proxy);
-    kept.iter().for_each(|kept| kept.check("without kube-proxy"));
+    check(&kept, "without kube-proxy");
     let mut cleanup = site.node(1).command(binary("lb-agent").unwrap());
     let cleaned =
         cleanup.args(["cleanup", "--kube-proxy"]).arg("--pin-dir").arg(home.pin_dir()).output().unwrap();
     assert!(cleaned.status.success(), "{cleaned:?}");
-    kept.iter().for_each(|kept| kept.check("without kube-proxy's rules"));
+    check(&kept, "without kube-proxy's rules");
     // New ones are the agent's. Not those that it would masquerade: nothing tells it which ports kube-proxy's connections to the same
     // endpoint have.
     for kept in kept.iter().filter(|kept| !kept.what.starts_with("outside")) {
@@ -149,7 +166,7 @@ fn no_connection_of_kube_proxy_is_lost() {
         let (_, opened) = kept.probe.hold(&Hold::all(to, 20)).unwrap();
         assert_eq!(opened.failed, BTreeMap::new(), "{}", kept.what);
     }
-    kept.iter().for_each(|kept| kept.check("at the end"));
+    check(&kept, "at the end");
     agent.stop().unwrap();
 }
 
