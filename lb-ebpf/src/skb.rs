@@ -29,6 +29,8 @@ use crate::tc::DROP;
 const ETHERNET: u32 = 14;
 /// `PACKET_HOST` (include/uapi/linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
+/// `PACKET_OTHERHOST`
+const PACKET_OTHERHOST: u32 = 3;
 
 /// Bytes at the beginning of a packet that are read at most: Ethernet with two VLAN tags, IPv6 with four extension headers, TCP.
 const MOST: usize = 22 + 40 + MOST_EXTENSION_BYTES + 20;
@@ -192,10 +194,12 @@ impl Skb {
         Self { ctx, rare: true }
     }
 
-    /// Whether the frame was sent to this device, and not to all or to others.
+    /// Whether the frame was sent to this device, and not to all or to others. At a port of a bridge, what is for the bridge is for
+    /// another device.
     #[inline(always)]
-    pub(crate) fn is_for_us(&self) -> bool {
-        load!(self.ctx, pkt_type) == PACKET_HOST
+    pub(crate) fn is_for_us(&self, is_port: bool) -> bool {
+        let kind = load!(self.ctx, pkt_type);
+        kind == PACKET_HOST || (is_port && kind == PACKET_OTHERHOST)
     }
 
     /// Out of the device at hand, as it is.
