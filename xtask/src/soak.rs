@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::{cluster, demo, setup};
+use crate::{control_plane_setup, demo, setup};
 
 /// What is compared.
 #[derive(Subcommand)]
@@ -27,7 +27,7 @@ impl Soak {
     /// Sets up, builds in release mode, and runs as root.
     pub(crate) fn run(&self) -> Result<()> {
         let Self::Twin(Arguments { args }) = self;
-        cluster::prepare("`cargo xtask test --no-cluster`")?;
+        control_plane_setup::prepare("`cargo xtask test --no-cluster`")?;
         setup::run()?;
         demo::release_program("twin", &["lb-agent", "lb-probe"], args)
     }
