@@ -73,7 +73,13 @@ pub fn run(layout: &Layout, selection: &Selection) -> Result<()> {
     judge(&results, selection, &folder)
 }
 
-fn ginkgo(layout: &Layout, state: &State, selection: &Selection, programs: &Programs, report: &Path) -> Result<()> {
+fn ginkgo(
+    layout: &Layout,
+    state: &State,
+    selection: &Selection,
+    programs: &Programs,
+    report: &Path,
+) -> Result<()> {
     let folder = layout.results();
     let log = folder.join("output.log");
     let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
@@ -129,7 +135,10 @@ fn judge(results: &Results, selection: &Selection, folder: &Path) -> Result<()> 
     }
     let worse = differences.iter().filter(|difference| Difference::is_worse(difference)).count();
     if worse > 0 {
-        bail!("{worse} tests do not pass that pass with kube-proxy; see {}", folder.join("output.log").display());
+        bail!(
+            "{worse} tests do not pass that pass with kube-proxy; see {}",
+            folder.join("output.log").display()
+        );
     }
     println!("every test that passes with kube-proxy passes");
     Ok(())

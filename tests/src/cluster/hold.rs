@@ -144,7 +144,9 @@ impl Cluster {
     /// Waits until kubelet has made its Node, gives that its pods' ranges, and waits until it is Ready.
     fn wait_for_node(&self, number: u8) -> Result<()> {
         let name = network::name(number);
-        self.wait(&format!("the Node {name}"), NODE_LIMIT, || self.node(&name)?.map(drop).ok_or("none yet".into()))?;
+        self.wait(&format!("the Node {name}"), NODE_LIMIT, || {
+            self.node(&name)?.map(drop).ok_or("none yet".into())
+        })?;
         let ranges = network::pods(number);
         let patch = json!({"spec": {"podCIDR": ranges[0], "podCIDRs": ranges}});
         self.control_plane.patch(&objects::node(&name), &patch)?;
@@ -171,7 +173,11 @@ impl Cluster {
             let found = self.control_plane.run(async move { api.get(NAME_SERVERS).await });
             let status = found.map_err(|error| error.to_string())?.status.unwrap_or_default();
             let ready = u64::try_from(status.ready_replicas.unwrap_or_default()).unwrap_or_default();
-            if ready == NAME_SERVER_COUNT { Ok(()) } else { Err(format!("{ready} of {NAME_SERVER_COUNT} are")) }
+            if ready == NAME_SERVER_COUNT {
+                Ok(())
+            } else {
+                Err(format!("{ready} of {NAME_SERVER_COUNT} are"))
+            }
         });
         ready.with_context(|| {
             format!("name servers reach the API server by its cluster IP: look at n*/proxy.log of {proxy}, then at n*/kubelet.log")

@@ -116,7 +116,9 @@ fn starts(name: &str) -> Option<Starts> {
 
 /// Fills the root file system.
 fn fill(root: &Path, programs: &Programs) -> Result<()> {
-    for folder in ["usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "etc", "tmp", "run", "var", "root", "uploads", "www"] {
+    for folder in
+        ["usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "etc", "tmp", "run", "var", "root", "uploads", "www"]
+    {
         fs::create_dir_all(root.join(folder))?;
     }
     for mount_point in ["proc", "sys", "dev"] {
@@ -202,7 +204,15 @@ fn replace(link: &Path, target: &Path) -> Result<()> {
 /// Packs what is in `folder`, with nothing in it that depends on when and by whom.
 fn pack(folder: &Path, archive: &Path) -> Result<()> {
     let output = Command::new("tar")
-        .args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--mtime=@0", "--create", "--file"])
+        .args([
+            "--sort=name",
+            "--owner=0",
+            "--group=0",
+            "--numeric-owner",
+            "--mtime=@0",
+            "--create",
+            "--file",
+        ])
         .arg(archive)
         .arg("--directory")
         .arg(folder)
@@ -222,7 +232,9 @@ impl Blobs<'_> {
         let size = fs::metadata(file)?.len();
         let digest = sha256(file)?;
         fs::rename(file, self.path(&digest))?;
-        Ok(json!({"mediaType": format!("{MEDIA}.{kind}"), "digest": format!("sha256:{digest}"), "size": size}))
+        Ok(
+            json!({"mediaType": format!("{MEDIA}.{kind}"), "digest": format!("sha256:{digest}"), "size": size}),
+        )
     }
 
     fn put(&self, value: &Value, kind: &str) -> Result<Value> {
@@ -276,7 +288,8 @@ fn architecture() -> &'static str {
 }
 
 fn sha256(file: &Path) -> Result<String> {
-    let output = Command::new("sha256sum").arg("--binary").arg(file).output().context("cannot run sha256sum")?;
+    let output =
+        Command::new("sha256sum").arg("--binary").arg(file).output().context("cannot run sha256sum")?;
     let text = String::from_utf8_lossy(&output.stdout);
     match text.split_whitespace().next() {
         Some(digest) if output.status.success() => Ok(digest.to_owned()),
@@ -295,7 +308,12 @@ mod tests {
         let names: Vec<String> = names(list).into_iter().map(|(name, _)| name).collect();
         assert_eq!(
             names,
-            [SANDBOX, objects::IMAGE, "gcr.io/x/agnhost:2.6", "registry.k8s.io/e2e-test-images/agnhost:2.63.0"]
+            [
+                SANDBOX,
+                objects::IMAGE,
+                "gcr.io/x/agnhost:2.6",
+                "registry.k8s.io/e2e-test-images/agnhost:2.63.0"
+            ]
         );
     }
 

@@ -149,11 +149,8 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("lb-cluster-layout-{}", std::process::id()));
         let layout = Layout::new(Some(folder.clone())).unwrap();
         fs::create_dir_all(layout.run()).unwrap();
-        let state = State {
-            proxy: Proxy::LbAgent,
-            control_plane: "c".into(),
-            nodes: vec!["a".into(), "b".into()],
-        };
+        let state =
+            State { proxy: Proxy::LbAgent, control_plane: "c".into(), nodes: vec!["a".into(), "b".into()] };
         let lock = layout.lock().unwrap();
         assert_eq!(layout.state().unwrap(), None);
         layout.publish(&state).unwrap();

@@ -63,7 +63,7 @@ pub(super) fn node(number: u8, nodes: u8) -> String {
         "addr add {v4}/24 dev eth0
          addr add {v6}/64 dev eth0 nodad
          route add default via {gateway4}
-         -6 route add default via {gateway6}\n"
+         route add ::/0 via {gateway6}\n"
     );
     for other in (1..=nodes).filter(|other| *other != number) {
         lines += &route_to_pods(other);
@@ -74,7 +74,7 @@ pub(super) fn node(number: u8, nodes: u8) -> String {
 fn route_to_pods(number: u8) -> String {
     let [v4, v6] = addresses(number);
     let [pods4, pods6] = pods(number);
-    format!("route add {pods4} via {v4}\n-6 route add {pods6} via {v6}\n")
+    format!("route add {pods4} via {v4}\nroute add {pods6} via {v6}\n")
 }
 
 #[cfg(test)]
@@ -121,7 +121,7 @@ mod tests {
     fn a_node_has_routes_to_the_pods_of_the_others_only() {
         let lines = node(2, 3);
         assert!(lines.contains("route add 10.244.1.0/24 via 172.30.0.101\n"), "{lines}");
-        assert!(lines.contains("-6 route add fd00:10:244:3::/64 via fd00:172:30::103\n"), "{lines}");
+        assert!(lines.contains("route add fd00:10:244:3::/64 via fd00:172:30::103\n"), "{lines}");
         assert!(!lines.contains("10.244.2.0"), "{lines}");
     }
 }

@@ -1,7 +1,7 @@
 //! A node: what its programs are configured with, its namespaces, and its processes.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ pub(super) struct Node {
     first: Daemon,
     cgroup: Cgroup,
     netns: Netns,
+    folder: PathBuf,
 }
 
 /// What all nodes of a cluster share.
@@ -55,7 +56,16 @@ impl Node {
         let kubeconfig = shape.layout.kubeconfig();
         let mut command = Command::new("unshare");
         command
-            .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--cgroup", "--uts", "--ipc"])
+            .args([
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "--cgroup",
+                "--uts",
+                "--ipc",
+            ])
             .arg(workspace_root().join("tests/cluster/node.sh"))
             .arg(&name)
             .arg(&folder)
@@ -66,7 +76,7 @@ impl Node {
             .args(shape.proxy.command(&name, &kubeconfig)?)
             .in_cgroup(&cgroup);
         let first = Daemon::start(&name, command, &netns, &folder.join("node.log"))?;
-        Ok(Self { first, cgroup, netns })
+        Ok(Self { first, cgroup, netns, folder })
     }
 
     /// Name of the network namespace.
@@ -88,6 +98,8 @@ impl Drop for Node {
         if let Err(error) = wait_until(&what, END_LIMIT, || self.cgroup.processes().is_empty()) {
             eprintln!("{error:#}");
         }
+        // Gigabytes of unpacked images; configuration and logs stay. What cannot be removed is removed by the next `up`.
+        drop(fs::remove_dir_all(self.folder.join("state")));
     }
 }
 

@@ -47,7 +47,9 @@ impl Programs {
     pub(super) fn ensure(layout: &Layout) -> Result<Self> {
         for (program, package) in PACKAGES {
             if find_in_path(program).is_none() {
-                bail!("{program} is not installed: `cargo xtask cluster up` does it, by the package {package}");
+                bail!(
+                    "{program} is not installed: `cargo xtask cluster up` does it, by the package {package}"
+                );
             }
         }
         let cache = layout.programs();
@@ -99,9 +101,7 @@ mod tests {
 
     fn release(module: &Path) -> String {
         let text = fs::read_to_string(module.join("go.mod")).unwrap();
-        let line = text.lines().find_map(|line| line.trim().strip_prefix("require ").or(Some(line.trim()))
-            .and_then(|line| line.strip_prefix("k8s.io/kubernetes ")).map(str::to_owned));
-        line.unwrap()
+        go_build::kubernetes_version(&text).unwrap().to_owned()
     }
 
     #[test]

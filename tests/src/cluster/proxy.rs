@@ -48,7 +48,8 @@ impl Proxy {
         // Lowering it needs a capability that the machine may not have.
         let common = ["--kubeconfig", kubeconfig, "--cluster-cidr", POD_RANGES, "--oom-score-adj", "0"];
         let own: &[&str] = match self {
-            Self::LbAgent => &["--node-name", name],
+            // What a node sees as the root of cgroups is a child of the machine's, which the agent would not take for the root.
+            Self::LbAgent => &["--node-name", name, "--cgroup", "/sys/fs/cgroup"],
             Self::KubeProxy => {
                 &["--hostname-override", name, "--proxy-mode", "nftables", "--conntrack-max-per-core", "0"]
             }

@@ -62,9 +62,8 @@ impl Results {
     pub(super) fn from_report(text: &str) -> Result<Self> {
         let suites: Vec<Suite> = serde_json::from_str(text).context("ginkgo's report has another form")?;
         let specs = suites.into_iter().flat_map(|suite| suite.spec_reports.unwrap_or_default());
-        let chosen = specs.filter(|spec| {
-            spec.leaf_node_type == "It" && (spec.state != SKIPPED || spec.failure.is_some())
-        });
+        let chosen = specs
+            .filter(|spec| spec.leaf_node_type == "It" && (spec.state != SKIPPED || spec.failure.is_some()));
         let results: BTreeMap<_, _> = chosen
             .map(|spec| {
                 let mut words = spec.container_hierarchy_texts.unwrap_or_default();
@@ -91,7 +90,8 @@ impl Results {
             }
             let parts: Vec<&str> = line.splitn(3, '\t').collect();
             let [state, seconds, test] = parts[..] else { bail!("line {number} has no three columns") };
-            let seconds = seconds.parse().with_context(|| format!("line {number}: {seconds} are no seconds"))?;
+            let seconds =
+                seconds.parse().with_context(|| format!("line {number}: {seconds} are no seconds"))?;
             results.insert(test.to_owned(), Outcome { state: state.to_owned(), seconds });
         }
         Ok(Self(results))
@@ -179,8 +179,8 @@ mod tests {
         assert_eq!(
             results.to_string(),
             "result\tseconds\ttest\n\
-             skipped\t0\t[sig-network] needs more nodes\n\
-             passed\t2\t[sig-network] Services should serve\n"
+             passed\t2\t[sig-network] Services should serve\n\
+             skipped\t0\t[sig-network] needs more nodes\n"
         );
         assert_eq!(results.summary(), "1 passed, 1 skipped");
         assert_eq!(Results::from_list(&results.to_string()).unwrap(), results);
@@ -194,8 +194,10 @@ mod tests {
 
     #[test]
     fn a_test_that_passes_with_kube_proxy_must_pass() {
-        let baseline = list(&[("passed", "a"), ("passed", "b"), ("passed", "c"), ("failed", "d"), ("skipped", "e")]);
-        let seen = list(&[("passed", "a"), ("failed", "b"), ("skipped", "c"), ("passed", "d"), ("failed", "f")]);
+        let baseline =
+            list(&[("passed", "a"), ("passed", "b"), ("passed", "c"), ("failed", "d"), ("skipped", "e")]);
+        let seen =
+            list(&[("passed", "a"), ("failed", "b"), ("skipped", "c"), ("passed", "d"), ("failed", "f")]);
         let differences = seen.differences(&baseline, true);
         let worse: Vec<&str> =
             differences.iter().filter(|it| it.is_worse()).map(|it| it.test.as_str()).collect();

@@ -62,7 +62,8 @@ fn remove_last(layout: &Layout) -> Result<()> {
 }
 
 fn start_holder(layout: &Layout, proxy: Proxy, nodes: u8) -> Result<Child> {
-    let output = File::create(layout.log()).with_context(|| format!("cannot write {}", layout.log().display()))?;
+    let output =
+        File::create(layout.log()).with_context(|| format!("cannot write {}", layout.log().display()))?;
     let program = env::current_exe().context("cannot find the running executable")?;
     let mut command = Command::new(program);
     command

@@ -133,8 +133,9 @@ fn link_flags() -> Result<String> {
 }
 
 /// The version of `k8s.io/kubernetes` that the text of a `go.mod` requires.
-fn kubernetes_version(go_mod: &str) -> Option<&str> {
-    go_mod.lines().find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes ")?.split_whitespace().next())
+pub(crate) fn kubernetes_version(go_mod: &str) -> Option<&str> {
+    let required = go_mod.lines().map(|line| line.trim().trim_start_matches("require "));
+    required.into_iter().find_map(|line| line.strip_prefix("k8s.io/kubernetes ")?.split_whitespace().next())
 }
 
 /// What a person without Go and without assets can do.

@@ -78,7 +78,12 @@ pub(super) const CLUSTER: &[Need] = &[
         with: &[],
         why: "runs the containers of a node of `cargo xtask cluster`",
     },
-    Need { probe: &["runc", "--version"], packages: &["runc"], with: &[], why: "containerd starts them by it" },
+    Need {
+        probe: &["runc", "--version"],
+        packages: &["runc"],
+        with: &[],
+        why: "containerd starts them by it",
+    },
     Need {
         probe: &["test", "-x", "/usr/lib/cni/bridge"],
         packages: &["containernetworking-plugins"],
