@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 use xtask::{go::Go, paths};
 
-use crate::{command, control_plane_setup, demo, setup};
+use crate::{command, demo, setup};
 
 /// What is done with the cluster.
 #[derive(Subcommand)]
@@ -34,7 +34,6 @@ impl Cluster {
             Self::Up(Arguments { args }) => {
                 setup::run()?;
                 setup::cluster()?;
-                control_plane_setup::prepare("no flag: a cluster is nothing without it")?;
                 go()?;
                 release("up", args)
             }
@@ -51,7 +50,7 @@ impl Cluster {
     }
 }
 
-/// Finds a Go, or downloads one: the control plane may come ready from elsewhere, and kubelet does not.
+/// Finds a Go, or downloads one: the programs of the control plane may come from elsewhere, and kubelet does not.
 fn go() -> Result<()> {
     let Err(no_go) = Go::find() else { return Ok(()) };
     setup::go::install(&format!("kubelet and upstream's tests are built with Go, and {no_go}"))

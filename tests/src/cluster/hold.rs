@@ -23,10 +23,10 @@ use crate::control_plane::{ControlPlane, Trust};
 use crate::wait_for;
 
 /// How long a node may take until it is Ready: it imports the images first.
-const NODE_LIMIT: Duration = Duration::from_secs(180);
+const NODE_LIMIT: Duration = Duration::from_mins(3);
 
 /// How long the name servers may take from when they are asked for.
-const DNS_LIMIT: Duration = Duration::from_secs(120);
+const DNS_LIMIT: Duration = Duration::from_mins(2);
 
 /// How often the cluster is looked after.
 const LOOK: Duration = Duration::from_secs(1);

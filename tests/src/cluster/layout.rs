@@ -113,14 +113,17 @@ impl Layout {
 
     /// What is up; `None` when nothing is, or not yet.
     pub(super) fn state(&self) -> Result<Option<State>> {
+        let text = match fs::read_to_string(self.state_file()) {
+            Ok(text) => text,
+            // The lock is not even tried: a cluster that is just starting must find it free.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).context("cannot read state.json"),
+        };
+        // The file of one that has ended stays.
         if self.try_lock()?.is_some() {
             return Ok(None);
         }
-        match fs::read_to_string(self.state_file()) {
-            Ok(text) => Ok(Some(serde_json::from_str(&text).context("state.json has another form")?)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).context("cannot read state.json"),
-        }
+        Ok(Some(serde_json::from_str(&text).context("state.json has another form")?))
     }
 
     fn state_file(&self) -> PathBuf {

@@ -16,10 +16,18 @@
 //! are attached to that child. There is no address translation but the service proxy's and that of the CNI plugin for host ports.
 //!
 //! ```text
-//! programs.rs   what is built with Go       network.rs   addresses, wires and routes (pure)      results.rs   what tests came to,
-//! image.rs      the images                  objects.rs   DNS, as objects (pure)                               beside the baseline (pure)
-//! layout.rs     folders, who is up          node.rs      a node's files and process              e2e.rs       running the tests
-//!               proxy.rs    command lines   hold.rs      all of it, in order                     foreign.rs   rules of a service proxy
+//! up.rs        from outside: starting the process that holds a cluster, and ending it
+//! hold.rs      inside it: everything, in order
+//! layout.rs    the folder of a cluster, and who is up in it
+//! programs.rs  what is built with Go
+//! image.rs     the images
+//! network.rs   addresses, wires and routes (pure)
+//! node.rs      a node's configuration, namespaces and processes; tests/cluster/node.sh is its process 1
+//! proxy.rs     command lines of service proxies
+//! objects.rs   DNS, as objects (pure)
+//! e2e.rs       running the tests
+//! results.rs   what they came to, beside the baseline (pure)
+//! foreign.rs   rules of a service proxy in the kernel
 //! ```
 
 mod e2e;

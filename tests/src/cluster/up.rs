@@ -19,6 +19,7 @@ use super::layout::Layout;
 use super::network::MOST_NODES;
 use super::programs::Programs;
 use super::proxy::Proxy;
+use crate::control_plane::{Program, find};
 use crate::{names, wait_until};
 
 /// How long a cluster may take to end: every process in it is killed and waited for.
@@ -34,7 +35,10 @@ const LOOK: Duration = Duration::from_millis(100);
 pub fn up(layout: &Layout, proxy: Proxy, nodes: u8) -> Result<()> {
     ensure!((1..=MOST_NODES).contains(&nodes), "--nodes is a number from 1 to {MOST_NODES}");
     let programs = Programs::ensure(layout)?;
-    // Before anything runs, because it may have to be built.
+    // Before anything runs, because they may have to be built.
+    for program in Program::ALL {
+        find(program)?;
+    }
     proxy.command("any", &layout.kubeconfig())?;
     let stop = Stop::on_signals()?;
     let lock = layout.lock()?;
