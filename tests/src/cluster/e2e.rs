@@ -140,7 +140,7 @@ fn judge(results: &Results, selection: &Selection, folder: &Path) -> Result<()> 
             folder.join("output.log").display()
         );
     }
-    println!("every test that passes with kube-proxy passes");
+    println!("every {}test that passes with kube-proxy passes", if all { "" } else { "chosen " });
     Ok(())
 }
 
