@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::{cluster, demo, setup};
+use crate::{control_plane_setup, demo, setup};
 
 /// What goes on.
 #[derive(Subcommand)]
@@ -40,7 +40,7 @@ impl Soak {
     pub(crate) fn run(&self) -> Result<()> {
         let (program, args) = match self {
             Self::Twin(Arguments { args }) => {
-                cluster::prepare("`cargo xtask test --no-cluster`")?;
+                control_plane_setup::prepare("`cargo xtask test --no-cluster`")?;
                 ("twin", args)
             }
             Self::Ports(PortsArguments { args }) => ("ports", args),

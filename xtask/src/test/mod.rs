@@ -7,7 +7,7 @@ use std::{path::Path, process::Command};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, builder::PossibleValuesParser};
 
-use crate::{cluster, command, setup, verify, vm};
+use crate::{command, control_plane_setup, setup, verify, vm};
 
 /// The package whose tests need root.
 const PRIVILEGED: &str = "lb-tests";
@@ -58,7 +58,7 @@ impl Test {
         let privilege = self.privilege()?;
         let has_cluster = privilege != Privilege::None && !self.no_cluster;
         if has_cluster {
-            cluster::prepare("--no-cluster")?;
+            control_plane_setup::prepare("--no-cluster")?;
         }
         setup::run()?;
         let guest = self.guest(privilege);
@@ -72,7 +72,7 @@ impl Test {
         if privilege == Privilege::None {
             summary.leave_out("everything in lb-tests", "--no-root");
         } else if has_cluster {
-            cluster::build()?;
+            control_plane_setup::build()?;
         } else {
             summary.leave_out("the tests against a real API server", "--no-cluster");
         }

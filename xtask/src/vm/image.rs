@@ -20,11 +20,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use xtask::paths;
+use xtask::{libraries, paths};
 
 use super::{
     cpio::Archive,
-    kernel, libraries, modules,
+    kernel, modules,
     programs::{self, Programs},
 };
 use crate::command;
