@@ -40,8 +40,8 @@ mod lifetime {
     pub(super) const CLOSED_S: u32 = 120;
     /// The same in a full table: longer than programs leave the port of such a connection alone.
     pub(super) const CLOSED_FULL_S: u32 = 4;
-    /// UDP (nf_conntrack_udp_timeout_stream): the next packet is another flow.
-    pub(super) const UDP_S: u32 = 120;
+    /// UDP (nf_conntrack_udp_timeout_stream), and what the entry's time may be too early: the next packet is another flow.
+    pub(super) const UDP_S: u32 = lb_common::datapath::packet::UDP_IDLE_S;
     /// SCTP and whatever else (nf_conntrack_sctp_timeout_established).
     pub(super) const OTHER_S: u32 = 2 * 3600;
 }

@@ -171,6 +171,11 @@ impl<A: Family> Flows<A> for MemTables {
         A::of(self).table(table).borrow_mut().remove(key);
     }
 
+    fn move_on(&self, key: &FlowKey<A>, answers: &FlowKey<A>) {
+        self.remove_flow(Table::New, key);
+        self.remove_flow(Table::New, answers);
+    }
+
     fn put_seen(&self, table: Table, key: &FlowKey<A>, now_s: u32) {
         A::of(self).change(table, key, |flow| flow.seen_s = now_s);
     }

@@ -6,7 +6,7 @@ use aya_ebpf::{
     btf_maps::lpm_trie::Key,
     helpers::generated::{bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
 };
-use core::{hint::black_box, ptr};
+use core::{cell::UnsafeCell, hint::black_box, ptr};
 use lb_common::{
     abi::{
         Addr, Addr4, Device, Flow, FlowAddr, FlowKey, FlowState, FragmentKey, FragmentPorts, RangeKey,
@@ -34,6 +34,30 @@ pub(crate) const SUCCESS: i64 = 0;
 const NOT_FORWARDED: i64 = 4;
 const NO_NEIGHBOUR: i64 = 7;
 const FRAG_NEEDED: i64 = 8;
+
+/// Another number whenever a flow has gone from the small table to the other one: whoever finds a flow in neither looks whether one went there
+/// meanwhile. A random one, because counting together needs atomic operations.
+static EPOCH: Epoch = Epoch(UnsafeCell::new(0));
+
+/// See [`EPOCH`].
+struct Epoch(UnsafeCell<u64>);
+
+// SAFETY: an aligned word, loaded and stored whole.
+unsafe impl Sync for Epoch {}
+
+impl Epoch {
+    #[inline(always)]
+    fn load(&self) -> u64 {
+        // SAFETY: as above. Volatile: other CPUs store.
+        unsafe { self.0.get().read_volatile() }
+    }
+
+    #[inline(always)]
+    fn store(&self, number: u64) {
+        // SAFETY: as above.
+        unsafe { self.0.get().write_volatile(number) };
+    }
+}
 
 /// Memory for the packet at hand.
 #[repr(C)]
@@ -264,9 +288,15 @@ impl Family for Addr {
 impl<A: Family> Flows<A> for BpfTables {
     #[inline(always)]
     fn flow(&self, key: &FlowKey<A>, into: &mut Flow<A>) -> Option<Table> {
+        let before = EPOCH.load();
         let (value, table) = match A::entry(Table::Kept, key) {
             Some(value) => (value, Table::Kept),
-            None => (A::entry(Table::New, key)?, Table::New),
+            None => match A::entry(Table::New, key) {
+                Some(value) => (value, Table::New),
+                // It has gone from the one to the other between the two looks.
+                None if EPOCH.load() != before => (A::entry(Table::Kept, key)?, Table::Kept),
+                None => return None,
+            },
         };
         // SAFETY: the pointer is a live map value; if the element is another key's by now, `Flow::is_of` tells.
         unsafe { copy_words(value.cast_const(), into) };
@@ -282,6 +312,13 @@ impl<A: Family> Flows<A> for BpfTables {
     #[inline(always)]
     fn remove_flow(&self, table: Table, key: &FlowKey<A>) {
         A::remove(table, key);
+    }
+
+    #[inline(always)]
+    fn move_on(&self, key: &FlowKey<A>, answers: &FlowKey<A>) {
+        EPOCH.store(self.random().into());
+        A::remove(Table::New, key);
+        A::remove(Table::New, answers);
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1,
     },
     helpers::generated::{
         bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
@@ -16,6 +16,7 @@ use core::{ffi::c_void, hint::black_box, ptr};
 use lb_common::{
     abi::{Addr, Addr4, FlowKey, Proto},
     datapath::packet::{
+        Side,
         express::is_unfinished,
         parse::{self, Headers, MOST_EXTENSION_BYTES, Packet, Part, Piece},
         refuse::{Answers, Reshape},
@@ -25,6 +26,9 @@ use lb_common::{
 
 use crate::tc::DROP;
 
+/// `tc_index` of what was sent out of a device by a program of ours: two letters. Nothing in the kernel writes the field but the qdisc dsmark
+/// and filters of classes that are told to.
+const DONE: u32 = 0x6c62;
 /// Bytes of an Ethernet header.
 const ETHERNET: u32 = 14;
 /// `PACKET_HOST` (include/uapi/linux/if_packet.h).
@@ -167,12 +171,60 @@ impl Skb {
         unsafe { bpf_skb_store_bytes(self.ctx, offset, from, len, 0) == 0 }
     }
 
-    /// Out of a device, to the neighbour that its routes say. What has no Ethernet header gets one, because the kernel takes one off
-    /// (`__bpf_redirect_neigh` in net/core/filter.c).
+    /// Whether a program of ours has sent this packet out of the device that it is about to leave by: nothing is to be done with it any more.
+    /// What comes from a device has not met one on this node.
+    #[inline(always)]
+    pub(crate) fn is_done(&self, side: Side) -> bool {
+        if load!(self.ctx, tc_index) != DONE {
+            return false;
+        }
+        if side == Side::Ingress {
+            self.mark_as(0);
+        }
+        side == Side::Egress
+    }
+
+    #[inline(always)]
+    fn mark_as(&self, mark: u32) {
+        // SAFETY: the context is valid for the program's run, and programs may write this field.
+        let place = unsafe { &raw mut (*self.ctx).tc_index };
+        // SAFETY: as above.
+        unsafe { place.write_volatile(mark) };
+    }
+
+    /// What has no Ethernet header gets one, because the kernel takes one off (`__bpf_redirect_neigh` in net/core/filter.c). False if that
+    /// cannot be.
+    #[inline(always)]
+    fn prepare(&self, l3: u32) -> bool {
+        self.mark_as(DONE);
+        // SAFETY: the context is valid for the program's run.
+        l3 != 0 || unsafe { bpf_skb_change_head(self.ctx, ETHERNET, 0) } == 0
+    }
+
+    /// Out of the device that a look-up for a route has found, to the neighbour that it has found.
+    #[inline(always)]
+    pub(crate) fn leave_to(&self, l3: u32, found: &bpf_fib_lookup) -> i32 {
+        if !self.prepare(l3) {
+            return DROP;
+        }
+        // SAFETY: of either family all bytes are written before the look-up.
+        let addr = unsafe { found.__bindgen_anon_4.ipv6_dst };
+        let mut neighbour = bpf_redir_neigh {
+            nh_family: found.family.into(),
+            __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: addr },
+        };
+        #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "20")]
+        let len = size_of::<bpf_redir_neigh>() as i32;
+        #[expect(clippy::cast_possible_truncation, reason = "an action")]
+        // SAFETY: the neighbour lives for the call, and has `len` bytes.
+        let action = unsafe { bpf_redirect_neigh(found.ifindex, &raw mut neighbour, len, 0) } as i32;
+        action
+    }
+
+    /// Out of a device, to the neighbour that its routes say.
     #[inline(always)]
     pub(crate) fn leave_by(&self, l3: u32, ifindex: u32) -> i32 {
-        // SAFETY: the context is valid for the program's run.
-        if l3 == 0 && unsafe { bpf_skb_change_head(self.ctx, ETHERNET, 0) } != 0 {
+        if !self.prepare(l3) {
             return DROP;
         }
         #[expect(clippy::cast_possible_truncation, reason = "an action")]

@@ -35,6 +35,9 @@ pub(crate) const MOST_L3: u32 = 22;
 #[inline(always)]
 pub(crate) fn frame(ctx: &TcContext, side: Side) -> i32 {
     let skb = Skb::new(ctx.as_ptr().cast());
+    if skb.is_done(side) {
+        return NEXT;
+    }
     let Some(header) = skb.part::<14>(0) else { return NEXT };
     let mut kind = header.load16(12);
     let mut l3 = 14;
@@ -54,6 +57,9 @@ pub(crate) fn frame(ctx: &TcContext, side: Side) -> i32 {
 #[inline(always)]
 pub(crate) fn bare(ctx: &TcContext, side: Side) -> i32 {
     let skb = Skb::new(ctx.as_ptr().cast());
+    if skb.is_done(side) {
+        return NEXT;
+    }
     packet(skb.as_ptr(), side, skb.kind(), 0)
 }
 
@@ -159,9 +165,9 @@ pub(crate) fn see<A: Family + Layout + Answers>(ctx: *mut __sk_buff, side: Side,
     let Verdict::Translate(way) = verdict else {
         return done(if verdict == Verdict::Pass { NEXT } else { DROP });
     };
-    let Ok(leaves_by) = leaves_by(tables, &work.after, way) else { return done(DROP) };
-    let written = skb.rewrite_known(l3 as usize, &work.packet, &work.after, leaves_by.is_some());
-    done(if written { leaves_by.map_or(NEXT, |ifindex| skb.leave_by(l3, ifindex)) } else { DROP })
+    let Ok(exit) = exit(tables, &work.after, way) else { return done(DROP) };
+    let written = skb.rewrite_known(l3 as usize, &work.packet, &work.after, exit != Exit::Stack);
+    done(if written { leave(skb, tables, l3, exit) } else { DROP })
 }
 
 /// Translates the packet at hand, which has opened a flow or is one of ICMP.
@@ -180,24 +186,46 @@ pub(crate) fn translate<A: Family + Layout + Answers>(
     let Scratch { work, lookup } = unsafe { &mut *scratch };
     let skb = &Skb::again(ctx);
     let tables = &BpfTables { ctx: skb.ctx(), ifindex: skb.ifindex(), lookup };
-    let Ok(leaves_by) = leaves_by(tables, &work.after, way) else { return DROP };
+    let Ok(exit) = exit(tables, &work.after, way) else { return DROP };
     let written = if work.packet.key.proto == A::ICMP {
-        A::call_retell(ctx, side, l3, leaves_by.is_some())
+        A::call_retell(ctx, side, l3, exit != Exit::Stack)
     } else {
-        skb.rewrite(l3 as usize, &work.packet, &work.after, leaves_by.is_some())
+        skb.rewrite(l3 as usize, &work.packet, &work.after, exit != Exit::Stack)
     };
-    if written { leaves_by.map_or(NEXT, |ifindex| skb.leave_by(l3, ifindex)) } else { DROP }
+    if written { leave(skb, tables, l3, exit) } else { DROP }
 }
 
-/// The device that a packet leaves by, if it does not go on where it was going. An error if it cannot leave.
+/// Where a translated packet goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    /// Where it was going.
+    Stack,
+    /// Out of this device.
+    Device(u32),
+    /// Where the routes have just said.
+    Found,
+}
+
+/// Where a translated packet goes. An error if it cannot leave.
 #[inline(always)]
-fn leaves_by<A: Family>(tables: &BpfTables, after: &FlowKey<A>, way: Way) -> Result<Option<u32>, ()> {
+fn exit<A: Family>(tables: &BpfTables, after: &FlowKey<A>, way: Way) -> Result<Exit, ()> {
     match way {
-        Way::On => Ok(None),
-        Way::Device { ifindex } => Ok(Some(ifindex)),
+        Way::On => Ok(Exit::Stack),
+        Way::Device { ifindex } => Ok(Exit::Device(ifindex)),
         Way::Routed => match tables.route(after) {
-            Route::Out { ifindex } => Ok(Some(ifindex)),
+            Route::Out { .. } => Ok(Exit::Found),
             Route::Local | Route::None => Err(()),
         },
+    }
+}
+
+/// Lets a translated packet go: the program's action.
+#[inline(always)]
+fn leave(skb: &Skb, tables: &BpfTables, l3: u32, exit: Exit) -> i32 {
+    match exit {
+        Exit::Stack => NEXT,
+        Exit::Device(ifindex) => skb.leave_by(l3, ifindex),
+        // SAFETY: the memory that `see` or `translate` has given for it.
+        Exit::Found => skb.leave_to(l3, unsafe { &*tables.lookup }),
     }
 }
