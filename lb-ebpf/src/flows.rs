@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "map values and helpers are raw pointers")]
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST, bpf_fib_lookup as FibLookup},
+    bindings::{__sk_buff, BPF_ANY, BPF_FIB_LOOKUP_OUTPUT, BPF_NOEXIST, bpf_fib_lookup as FibLookup},
     btf_maps::lpm_trie::Key,
     helpers::generated::{bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
 };
@@ -77,6 +77,8 @@ pub(crate) trait Family: FlowAddr {
     fn remove(table: Table, key: &FlowKey<Self>);
     /// Writes both addresses of a look-up for a route.
     fn put_ends(lookup: &mut FibLookup, key: &FlowKey<Self>);
+    /// Puts a device, and the router that is reached by it, in the place of what a look-up has found; false if none is known.
+    fn put_router(lookup: &mut FibLookup, ifindex: u32) -> bool;
     /// Memory for one packet of this CPU, one for each side: a packet may leave while another one comes.
     fn scratch(side: Side) -> Option<*mut Scratch<Self>>;
     /// `tc::see`, by the function that is the family's and the side's.
@@ -132,6 +134,12 @@ impl Family for Addr4 {
         lookup.family = AF_INET;
         lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(key.src.octets);
         lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(key.dst.octets);
+    }
+
+    #[inline(always)]
+    fn put_router(_lookup: &mut FibLookup, _ifindex: u32) -> bool {
+        // A device that is named is taken at its word.
+        false
     }
 
     #[inline(always)]
@@ -224,6 +232,16 @@ impl Family for Addr {
         lookup.family = AF_INET6;
         lookup.__bindgen_anon_3.ipv6_src = key.src.to_net_words();
         lookup.__bindgen_anon_4.ipv6_dst = key.dst.to_net_words();
+    }
+
+    #[inline(always)]
+    fn put_router(lookup: &mut FibLookup, ifindex: u32) -> bool {
+        let Some(value) = maps::DEVICES.get_ptr(ifindex) else { return false };
+        // SAFETY: the pointer is a live map value, and an entry never changes.
+        let router = unsafe { (*value).router }.to_net_words();
+        lookup.ifindex = ifindex;
+        lookup.__bindgen_anon_4.ipv6_dst = router;
+        router != [0; 4]
     }
 
     #[inline(always)]
@@ -468,6 +486,19 @@ fn route<A: Family>(tables: &BpfTables, key: &FlowKey<A>) -> Route {
         NOT_FORWARDED => Route::Local,
         _ => Route::None,
     }
+}
+
+/// Asks the kernel for the neighbour by which packets of a key leave by a device, whatever the routes would choose. False if that is left to
+/// the kernel.
+#[inline(always)]
+pub(crate) fn look_up_for<A: Family>(tables: &BpfTables, key: &FlowKey<A>, ifindex: u32) -> bool {
+    let found = look_up(tables, key, (ifindex, BPF_FIB_LOOKUP_OUTPUT), 0);
+    if !matches!(found, SUCCESS | NO_NEIGHBOUR | FRAG_NEEDED) {
+        return false;
+    }
+    // SAFETY: whoever asks for routes has given memory for it, that of the packet at hand.
+    let lookup = unsafe { &mut *tables.lookup };
+    lookup.ifindex == ifindex || A::put_router(lookup, ifindex)
 }
 
 /// Asks the kernel for the way of packets of a key that come from a device, or leave by it, as the flags say. They have `len` bytes, where

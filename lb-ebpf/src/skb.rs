@@ -26,7 +26,7 @@ use lb_common::{
 
 use crate::tc::DROP;
 
-/// `tc_index` of what was sent out of a device by a program of ours: two letters. Nothing in the kernel writes the field but the qdisc dsmark
+/// `tc_index` of what a program of ours has translated: two letters. Nothing in the kernel writes the field but the qdisc dsmark
 /// and filters of classes that are told to.
 const DONE: u32 = 0x6c62;
 /// Bytes of an Ethernet header.
@@ -171,7 +171,7 @@ impl Skb {
         unsafe { bpf_skb_store_bytes(self.ctx, offset, from, len, 0) == 0 }
     }
 
-    /// Whether a program of ours has sent this packet out of the device that it is about to leave by: nothing is to be done with it any more.
+    /// Whether a program of ours has translated this packet, which is about to leave by a device: nothing is to be done with it any more.
     /// What comes from a device has not met one on this node.
     #[inline(always)]
     pub(crate) fn is_done(&self, side: Side) -> bool {
@@ -179,13 +179,19 @@ impl Skb {
             return false;
         }
         if side == Side::Ingress {
-            self.mark_as(0);
+            self.set_mark(0);
         }
         side == Side::Egress
     }
 
+    /// See [`Skb::is_done`].
     #[inline(always)]
-    fn mark_as(&self, mark: u32) {
+    pub(crate) fn mark_done(&self) {
+        self.set_mark(DONE);
+    }
+
+    #[inline(always)]
+    fn set_mark(&self, mark: u32) {
         // SAFETY: the context is valid for the program's run, and programs may write this field.
         let place = unsafe { &raw mut (*self.ctx).tc_index };
         // SAFETY: as above.
@@ -196,7 +202,7 @@ impl Skb {
     /// cannot be.
     #[inline(always)]
     fn prepare(&self, l3: u32) -> bool {
-        self.mark_as(DONE);
+        self.mark_done();
         // SAFETY: the context is valid for the program's run.
         l3 != 0 || unsafe { bpf_skb_change_head(self.ctx, ETHERNET, 0) } == 0
     }

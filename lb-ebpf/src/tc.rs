@@ -12,7 +12,7 @@ use lb_common::{
 };
 
 use crate::{
-    flows::{Family, Scratch, table, table_of, verdict_of},
+    flows::{Family, Scratch, look_up_for, table, table_of, verdict_of},
     skb::{Layout, Skb},
     tables::BpfTables,
 };
@@ -211,7 +211,10 @@ enum Exit {
 fn exit<A: Family>(tables: &BpfTables, after: &FlowKey<A>, way: Way) -> Result<Exit, ()> {
     match way {
         Way::On => Ok(Exit::Stack),
-        Way::Device { ifindex } => Ok(Exit::Device(ifindex)),
+        Way::Device { ifindex } => {
+            let is_found = look_up_for(tables, after, ifindex);
+            Ok(if is_found { Exit::Found } else { Exit::Device(ifindex) })
+        }
         Way::Routed => match tables.route(after) {
             Route::Out { .. } => Ok(Exit::Found),
             Route::Local | Route::None => Err(()),
@@ -223,7 +226,10 @@ fn exit<A: Family>(tables: &BpfTables, after: &FlowKey<A>, way: Way) -> Result<E
 #[inline(always)]
 fn leave(skb: &Skb, tables: &BpfTables, l3: u32, exit: Exit) -> i32 {
     match exit {
-        Exit::Stack => NEXT,
+        Exit::Stack => {
+            skb.mark_done();
+            NEXT
+        }
         Exit::Device(ifindex) => skb.leave_by(l3, ifindex),
         // SAFETY: the memory that `see` or `translate` has given for it.
         Exit::Found => skb.leave_to(l3, unsafe { &*tables.lookup }),

@@ -98,11 +98,9 @@ impl World {
             let mut way = |probe, who: &str, to: (IpAddr, u16)| {
                 ways.push((probe, format!("{who} to {}", SocketAddr::from(to)), to.into()));
             };
-            if !(self.site.shape.two_uplinks && family == 1) {
-                way(&self.outside, "outside", (node, NEAR.node_port()));
-                way(&self.outside, "outside", (node, FAR.node_port()));
-                way(&self.outside, "outside", (HOST.balanced_ips()[family], PORT));
-            }
+            way(&self.outside, "outside", (node, NEAR.node_port()));
+            way(&self.outside, "outside", (node, FAR.node_port()));
+            way(&self.outside, "outside", (HOST.balanced_ips()[family], PORT));
             way(&self.bare, "a pod without hooks", (NEAR.cluster_ips()[family], PORT));
             way(&self.bare, "a pod without hooks", (FAR.cluster_ips()[family], PORT));
             way(&self.bare, "a pod without hooks", (self.site.addresses(2)[family], FAR.node_port()));
