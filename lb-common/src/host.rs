@@ -63,6 +63,8 @@ pub struct MemTables {
     pub default_route: u32,
     /// Who is in the source ranges of a service port.
     pub allowed: BTreeSet<(ServiceId, Addr)>,
+    /// [`Flows::is_overheard`]
+    pub overheard: Cell<bool>,
     /// Ports for masquerading.
     pub ports: Vec<u16>,
     /// `lb_frags`, without an end to its capacity
@@ -191,6 +193,10 @@ impl<A: Family> Flows<A> for MemTables {
     fn device(&self, ifindex: u32) -> Option<Place> {
         let device = self.devices.get(&ifindex)?;
         Some(Place { bits: device.bits, controller: device.controller })
+    }
+
+    fn is_overheard(&self) -> bool {
+        self.overheard.get()
     }
 
     fn source_at(&self, ifindex: u32) -> Option<A> {

@@ -13,16 +13,16 @@ use lb_common::{
         ServiceId,
     },
     datapath::{
-        packet::{self, Flows, Place, Route, Side, Table, Verdict, Way, Work},
+        packet::{Flows, Place, Route, Side, Table, Verdict, Way, Work},
         tables::Tables as _,
     },
 };
 
 use crate::{
-    maps, rare,
-    rare::side_of,
+    functions, maps, rare,
+    skb::Skb,
     tables::{BpfTables, copy_words},
-    tc,
+    tc::Start,
 };
 
 /// Address families (include/linux/socket.h).
@@ -81,8 +81,8 @@ pub(crate) trait Family: FlowAddr {
     fn put_router(lookup: &mut FibLookup, ifindex: u32) -> bool;
     /// Memory for one packet of this CPU, one for each side: a packet may leave while another one comes.
     fn scratch(side: Side) -> Option<*mut Scratch<Self>>;
-    /// `tc::see`, by the function that is the family's and the side's.
-    fn call_see(ctx: *mut __sk_buff, side: Side, l3: u32) -> u64;
+    /// `tc::see`, by the function that is made for the family, the side and the start.
+    fn call_see(ctx: *mut __sk_buff, side: Side, start: Start) -> u64;
     /// `tc::translate`, likewise.
     fn call_translate(ctx: *mut __sk_buff, side: Side, l3: u32, way: Way) -> i32;
     /// [`begin`], likewise.
@@ -148,31 +148,35 @@ impl Family for Addr4 {
     }
 
     #[inline(always)]
-    fn call_see(ctx: *mut __sk_buff, side: Side, l3: u32) -> u64 {
-        match side {
-            Side::Ingress => lb_ingress4(ctx, l3),
-            Side::Egress => lb_egress4(ctx, l3),
+    fn call_see(ctx: *mut __sk_buff, side: Side, start: Start) -> u64 {
+        match (side, start) {
+            (Side::Ingress, Start::Ethernet) => functions::lb_ingress4(ctx),
+            (Side::Ingress, Start::Tagged(l3)) => functions::lb_tagged_ingress4(ctx, l3),
+            (Side::Ingress, Start::Bare) => functions::lb_bare_ingress4(ctx),
+            (Side::Egress, Start::Ethernet) => functions::lb_egress4(ctx),
+            (Side::Egress, Start::Tagged(l3)) => functions::lb_tagged_egress4(ctx, l3),
+            (Side::Egress, Start::Bare) => functions::lb_bare_egress4(ctx),
         }
     }
 
     #[inline(always)]
     fn call_translate(ctx: *mut __sk_buff, side: Side, l3: u32, way: Way) -> i32 {
-        lb_translate4(ctx, side as u32, l3, number(Verdict::Translate(way)))
+        functions::lb_translate4(ctx, side as u32, l3, number(Verdict::Translate(way)))
     }
 
     #[inline(always)]
     fn call_begin(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
-        lb_begin4(ctx, ifindex)
+        functions::lb_begin4(ctx, ifindex)
     }
 
     #[inline(always)]
     fn call_commit(former: u32) -> u64 {
-        lb_commit4(former)
+        functions::lb_commit4(former)
     }
 
     #[inline(always)]
     fn call_reserve() -> u32 {
-        lb_reserve4()
+        functions::lb_reserve4()
     }
 
     #[inline(always)]
@@ -250,31 +254,35 @@ impl Family for Addr {
     }
 
     #[inline(always)]
-    fn call_see(ctx: *mut __sk_buff, side: Side, l3: u32) -> u64 {
-        match side {
-            Side::Ingress => lb_ingress6(ctx, l3),
-            Side::Egress => lb_egress6(ctx, l3),
+    fn call_see(ctx: *mut __sk_buff, side: Side, start: Start) -> u64 {
+        match (side, start) {
+            (Side::Ingress, Start::Ethernet) => functions::lb_ingress6(ctx),
+            (Side::Ingress, Start::Tagged(l3)) => functions::lb_tagged_ingress6(ctx, l3),
+            (Side::Ingress, Start::Bare) => functions::lb_bare_ingress6(ctx),
+            (Side::Egress, Start::Ethernet) => functions::lb_egress6(ctx),
+            (Side::Egress, Start::Tagged(l3)) => functions::lb_tagged_egress6(ctx, l3),
+            (Side::Egress, Start::Bare) => functions::lb_bare_egress6(ctx),
         }
     }
 
     #[inline(always)]
     fn call_translate(ctx: *mut __sk_buff, side: Side, l3: u32, way: Way) -> i32 {
-        lb_translate6(ctx, side as u32, l3, number(Verdict::Translate(way)))
+        functions::lb_translate6(ctx, side as u32, l3, number(Verdict::Translate(way)))
     }
 
     #[inline(always)]
     fn call_begin(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
-        lb_begin6(ctx, ifindex)
+        functions::lb_begin6(ctx, ifindex)
     }
 
     #[inline(always)]
     fn call_commit(former: u32) -> u64 {
-        lb_commit6(former)
+        functions::lb_commit6(former)
     }
 
     #[inline(always)]
     fn call_reserve() -> u32 {
-        lb_reserve6()
+        functions::lb_reserve6()
     }
 
     #[inline(always)]
@@ -379,6 +387,11 @@ impl<A: Family> Flows<A> for BpfTables {
         // SAFETY: the pointer is a live map value, and an entry never changes.
         let Device { bits, controller, .. } = unsafe { &*value };
         Some(Place { bits: *bits, controller: *controller })
+    }
+
+    #[inline(always)]
+    fn is_overheard(&self) -> bool {
+        Skb::again(self.ctx.cast()).is_overheard()
     }
 
     #[inline(always)]
@@ -577,115 +590,4 @@ pub(crate) const fn table_of(number: u32) -> Option<Table> {
         1 => Some(Table::New),
         _ => Some(Table::Kept),
     }
-}
-
-/// `packet::begin` of the packet at hand.
-#[inline(always)]
-fn begin<A: Family>(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
-    let Some(scratch) = A::scratch(Side::Ingress) else { return number(Verdict::Pass) };
-    // SAFETY: see `tc::see`.
-    let Scratch { work, lookup } = unsafe { &mut *scratch };
-    number(packet::begin(&BpfTables { ctx: ctx.cast(), ifindex, lookup }, ifindex, work))
-}
-
-/// `packet::commit` of the packet at hand.
-#[inline(always)]
-fn commit<A: Family>(former: u32) -> u64 {
-    let Some(scratch) = A::scratch(Side::Ingress) else { return number(Verdict::Pass) };
-    // SAFETY: see `tc::see`.
-    let Scratch { work, .. } = unsafe { &mut *scratch };
-    number(packet::commit(&BpfTables::SOCKETS, work, table_of(former)))
-}
-
-/// `packet::reserve` of the packet at hand.
-#[inline(always)]
-fn reserve<A: Family>() -> u32 {
-    let Some(scratch) = A::scratch(Side::Ingress) else { return 0 };
-    // SAFETY: see `tc::see`.
-    let Scratch { work, .. } = unsafe { &mut *scratch };
-    u32::from(packet::reserve(&BpfTables::SOCKETS, work))
-}
-
-/// Functions with a name of their own and plain arguments are verified once, whoever calls them.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_ingress4(ctx: *mut __sk_buff, l3: u32) -> u64 {
-    tc::see::<Addr4>(ctx, Side::Ingress, l3)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_ingress6(ctx: *mut __sk_buff, l3: u32) -> u64 {
-    tc::see::<Addr>(ctx, Side::Ingress, l3)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_egress4(ctx: *mut __sk_buff, l3: u32) -> u64 {
-    tc::see::<Addr4>(ctx, Side::Egress, l3)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_egress6(ctx: *mut __sk_buff, l3: u32) -> u64 {
-    tc::see::<Addr>(ctx, Side::Egress, l3)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_translate4(ctx: *mut __sk_buff, side: u32, l3: u32, way: u64) -> i32 {
-    tc::translate::<Addr4>(ctx, side_of(side), l3, way)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_translate6(ctx: *mut __sk_buff, side: u32, l3: u32, way: u64) -> i32 {
-    tc::translate::<Addr>(ctx, side_of(side), l3, way)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_begin4(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
-    begin::<Addr4>(ctx, ifindex)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_begin6(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
-    begin::<Addr>(ctx, ifindex)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_commit4(former: u32) -> u64 {
-    commit::<Addr4>(former)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_commit6(former: u32) -> u64 {
-    commit::<Addr>(former)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_reserve4() -> u32 {
-    reserve::<Addr4>()
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_reserve6() -> u32 {
-    reserve::<Addr>()
 }

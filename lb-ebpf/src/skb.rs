@@ -128,6 +128,12 @@ impl Skb {
         Self { ctx, rare: false }
     }
 
+    /// The same, with offsets that are not known when this is built.
+    #[inline(always)]
+    pub(crate) const fn rare(ctx: *mut __sk_buff) -> Self {
+        Self { ctx, rare: true }
+    }
+
     #[inline(always)]
     fn bounds(&self) -> (usize, usize) {
         let data = load!(self.ctx, data);
@@ -258,6 +264,12 @@ impl Skb {
     pub(crate) fn is_for_us(&self, is_port: bool) -> bool {
         let kind = load!(self.ctx, pkt_type);
         kind == PACKET_HOST || (is_port && kind == PACKET_OTHERHOST)
+    }
+
+    /// Whether the frame was sent to another device, and is seen because this one takes everything.
+    #[inline(always)]
+    pub(crate) fn is_overheard(&self) -> bool {
+        load!(self.ctx, pkt_type) == PACKET_OTHERHOST
     }
 
     /// Out of the device at hand, as it is.
@@ -546,7 +558,9 @@ impl Skb {
         after: &FlowKey<A>,
         forwards: bool,
     ) -> bool {
-        match self.plain(l3, headers, after) {
+        // Whoever leaves the tags in the frame has time.
+        let plain = if self.rare { None } else { self.plain(l3, headers, after) };
+        match plain {
             Some(l4) => A::rewrite_plain(self, l3, headers, after, forwards, l4),
             None => self.rewrite(l3, headers, after, forwards),
         }

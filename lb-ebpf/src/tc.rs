@@ -50,7 +50,9 @@ pub(crate) fn frame(ctx: &TcContext, side: Side) -> i32 {
         kind = tag.load16(2);
         l3 += 4;
     }
-    packet(skb.as_ptr(), side, kind, l3)
+    #[expect(clippy::cast_possible_truncation, reason = "some ten")]
+    let start = if l3 == 14 { Start::Ethernet } else { Start::Tagged(l3 as u32) };
+    packet(skb.as_ptr(), side, kind, start)
 }
 
 /// Decides a packet of a device whose packets begin with the IP header.
@@ -60,17 +62,39 @@ pub(crate) fn bare(ctx: &TcContext, side: Side) -> i32 {
     if skb.is_done(side) {
         return NEXT;
     }
-    packet(skb.as_ptr(), side, skb.kind(), 0)
+    packet(skb.as_ptr(), side, skb.kind(), Start::Bare)
 }
 
 #[inline(always)]
-fn packet(ctx: *mut __sk_buff, side: Side, kind: u16, l3: usize) -> i32 {
-    #[expect(clippy::cast_possible_truncation, reason = "some ten")]
-    let l3 = l3 as u32;
+fn packet(ctx: *mut __sk_buff, side: Side, kind: u16, start: Start) -> i32 {
     match kind {
-        IPV4 => decide::<Addr4>(ctx, side, l3),
-        IPV6 => decide::<Addr>(ctx, side, l3),
+        IPV4 => decide::<Addr4>(ctx, side, start),
+        IPV6 => decide::<Addr>(ctx, side, start),
         _ => NEXT,
+    }
+}
+
+/// Where the IP header begins: known when this is built, but for frames with tags in them. The verifier of 5.10 forgets what it knew of an
+/// offset that was on the stack for a while.
+#[derive(Clone, Copy)]
+pub(crate) enum Start {
+    /// Behind an Ethernet header.
+    Ethernet,
+    /// Behind one with VLAN tags.
+    Tagged(u32),
+    /// At once.
+    Bare,
+}
+
+impl Start {
+    /// Bytes before it.
+    #[inline(always)]
+    const fn l3(self) -> u32 {
+        match self {
+            Self::Ethernet => 14,
+            Self::Tagged(l3) => l3,
+            Self::Bare => 0,
+        }
     }
 }
 
@@ -111,8 +135,9 @@ impl Step {
 /// Decides a packet, by functions that are called one after the other: 5.10 adds up the frames of those that call each other, each rounded
 /// up to 32 bytes, and has 512 for all.
 #[inline(always)]
-fn decide<A: Family>(ctx: *mut __sk_buff, side: Side, l3: u32) -> i32 {
-    let verdict = match Step::of(A::call_see(ctx, side, l3)) {
+fn decide<A: Family>(ctx: *mut __sk_buff, side: Side, start: Start) -> i32 {
+    let l3 = start.l3();
+    let verdict = match Step::of(A::call_see(ctx, side, start)) {
         Step::Done(action) => return action,
         Step::Message => A::call_icmp(ctx, side, Skb::again(ctx).ifindex()),
         Step::Opens { former } => open::<A>(ctx, former),
@@ -138,12 +163,13 @@ fn open<A: Family>(ctx: *mut __sk_buff, former: Option<Table>) -> Verdict {
 
 /// What every packet needs: it is read, its flow is looked for, and if that is known, what the flow's entry says is done.
 #[inline(always)]
-pub(crate) fn see<A: Family + Layout + Answers>(ctx: *mut __sk_buff, side: Side, l3: u32) -> u64 {
+pub(crate) fn see<A: Family + Layout + Answers>(ctx: *mut __sk_buff, side: Side, start: Start) -> u64 {
     let done = |action| Step::Done(action).number();
+    let l3 = start.l3();
     if l3 > MOST_L3 {
         return done(NEXT);
     }
-    let skb = &Skb::again(ctx);
+    let skb = &if matches!(start, Start::Tagged(_)) { Skb::rare(ctx) } else { Skb::again(ctx) };
     let (Some(headers), Some(scratch)) = (A::parse(skb, l3 as usize), A::scratch(side)) else {
         return done(NEXT);
     };

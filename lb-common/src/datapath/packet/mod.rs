@@ -116,6 +116,8 @@ pub trait Flows<A: FlowAddr>: Tables {
     fn now_s(&self) -> u32;
     /// What is known of a device.
     fn device(&self, ifindex: u32) -> Option<Place>;
+    /// Whether the packet at hand was sent to another machine on the link, and is only seen here.
+    fn is_overheard(&self) -> bool;
     /// What is masqueraded and leaves by a device has this source; nothing if it has none.
     fn source_at(&self, ifindex: u32) -> Option<A>;
     /// Where a packet of `key` leaves.

@@ -369,6 +369,22 @@ fn answers_to_what_this_node_sends_from_the_number_of_a_node_port_are_its_own() 
 }
 
 #[test]
+fn what_was_sent_to_another_machine_is_left_alone() {
+    both(|net| {
+        let net = net.serve(&["far"]);
+        net.world.overheard.set(true);
+        assert_eq!(net.comes(UPLINK, "client:4000 > lb:80", Kind::SYN), "pass");
+        assert_eq!(
+            net.comes(11, "p11:4000 > vip:80", Kind::SYN),
+            "p11:4000 > far:8080 on",
+            "a port of a bridge"
+        );
+        net.world.overheard.set(false);
+        assert_eq!(net.comes(UPLINK, "client:4000 > lb:80", Kind::SYN), "tunnel:2000 > far:8080 routed");
+    });
+}
+
+#[test]
 fn a_frontend_without_its_service_is_counted_and_left_alone() {
     both(|net| {
         let mut net = net;
