@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 use crate::{
     collector::Collector,
     config::{OnOff, RunArgs},
-    datapath::{addresses::NodePortOptions, devices, host, load::Switches},
+    datapath::{addresses::NodePortOptions, conntrack, devices, host, load::Switches},
     healer::Healer,
     k8s::{self, Access, Interest, manifests::Problem},
     leftovers,
@@ -167,6 +167,7 @@ async fn supervise(args: &RunArgs, configz: String, settings: Settings, pins: Pi
         .context("cannot start the owner's thread")?;
 
     tokio::spawn(devices::run(sender.clone(), Message::Network, stop.clone()));
+    tokio::spawn(conntrack::run(args.conntrack.sysctls(), stop.clone()));
     tokio::spawn(tick(sender.clone(), Arc::clone(&outlets.health), stop.clone()));
     let (report, problems) = watch::channel(Vec::new());
     let to_owner = ToOwner { sender: sender.clone(), outlets, notes };

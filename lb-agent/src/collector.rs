@@ -9,7 +9,7 @@ use std::{
     path::Path,
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya::{
@@ -22,8 +22,12 @@ use tracing::{debug, warn};
 
 use crate::maps::pin::maps_dir;
 
-/// Between two rounds.
+/// Between two rounds, at most.
 const ROUND: Duration = Duration::from_secs(30);
+/// At least.
+const SOON: Duration = Duration::from_secs(5);
+/// At least, where a table is [crowded](Looked::is_crowded).
+const CROWDED: Duration = Duration::from_secs(2);
 
 /// How long flows are kept after their last packet, in the programs' seconds, which are 2^30 ns.
 mod lifetime {
@@ -34,8 +38,10 @@ mod lifetime {
     pub(super) const HALF_CLOSED_S: u32 = 3600;
     /// Both have, or one has reset it: as long as old segments may be on their way (nf_conntrack_tcp_timeout_time_wait).
     pub(super) const CLOSED_S: u32 = 120;
-    /// UDP (nf_conntrack_udp_timeout_stream): the next packet is another flow.
-    pub(super) const UDP_S: u32 = 120;
+    /// The same in a full table: longer than programs leave the port of such a connection alone.
+    pub(super) const CLOSED_FULL_S: u32 = 4;
+    /// UDP (nf_conntrack_udp_timeout_stream), and what the entry's time may be too early: the next packet is another flow.
+    pub(super) const UDP_S: u32 = lb_common::datapath::packet::UDP_IDLE_S;
     /// SCTP and whatever else (nf_conntrack_sctp_timeout_established).
     pub(super) const OTHER_S: u32 = 2 * 3600;
 }
@@ -60,6 +66,14 @@ pub struct Looked {
     pub capacity: usize,
 }
 
+impl Looked {
+    /// Whether more than half of the room is taken: entries of what is over are collected sooner, because an open connection that finds no
+    /// room stays among the new ones, which a flood can evict.
+    const fn is_crowded(&self) -> bool {
+        self.left > self.capacity / 2
+    }
+}
+
 /// Ends the thread when it is dropped.
 #[derive(Debug)]
 pub struct Collector {
@@ -80,8 +94,9 @@ impl Collector {
 }
 
 fn run(folder: &Path, stopped: &Receiver<()>, told: impl Fn(Round)) {
-    let mut said = None;
-    while stopped.recv_timeout(ROUND) == Err(RecvTimeoutError::Timeout) {
+    let (mut said, mut pause) = (None, SOON);
+    while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+        let begin = Instant::now();
         let found = (
             collect::<Addr4>(&folder.join(maps::FLOWS4), now_s()),
             collect::<Addr>(&folder.join(maps::FLOWS6), now_s()),
@@ -89,7 +104,9 @@ fn run(folder: &Path, stopped: &Receiver<()>, told: impl Fn(Round)) {
         match found {
             (Ok(v4), Ok(v6)) => {
                 debug!(?v4, ?v6, "flows that are over were collected");
-                told(Round { v4, v6 });
+                let round = Round { v4, v6 };
+                pause = pause_after(&round, begin.elapsed());
+                told(round);
                 said = None;
             }
             (Err(error), _) | (_, Err(error)) => {
@@ -98,9 +115,28 @@ fn run(folder: &Path, stopped: &Receiver<()>, told: impl Fn(Round)) {
                     warn!(error = %text, "cannot take flows that are over out of their tables");
                 }
                 said = Some(text);
+                pause = ROUND;
             }
         }
     }
+}
+
+/// How long to wait after a round that took so long: rounds take a twentieth of a CPU at most, where a table is crowded a fifth.
+fn pause_after(round: &Round, took: Duration) -> Duration {
+    if round.v4.is_crowded() || round.v6.is_crowded() {
+        (took * 4).clamp(CROWDED, ROUND)
+    } else {
+        (took * 19).clamp(SOON, ROUND)
+    }
+}
+
+/// How long closed connections are kept in a table with so many entries: up to half of its room [`lifetime::CLOSED_S`], then less,
+/// from three quarters on [`lifetime::CLOSED_FULL_S`].
+fn closed_s(count: usize, capacity: usize) -> u32 {
+    let quarter = (capacity / 4).max(1);
+    let spare = (3 * quarter).saturating_sub(count).min(quarter);
+    let whole = lifetime::CLOSED_S as usize;
+    u32::try_from(whole * spare / quarter).unwrap_or(lifetime::CLOSED_S).max(lifetime::CLOSED_FULL_S)
 }
 
 /// The programs' clock.
@@ -126,19 +162,24 @@ where
     let capacity = map.info()?.max_entries() as usize;
     let mut table = HashMap::<_, FlowKey<A>, Flow<A>>::try_from(Map::HashMap(map))?;
     let (mut count, mut over) = (0, Vec::new());
+    let full = lifetime::CLOSED_FULL_S;
     for entry in table.iter().take(2 * capacity) {
         let (key, flow) = entry?;
         count += 1;
         let other = || table.get(&flow.other_key(&key), 0).ok();
-        if flow.is_of(&key) && is_over(key.proto, &flow, other, now_s) {
+        if flow.is_of(&key) && is_over(key.proto, &flow, other, (now_s, full)) {
             over.push(key);
         }
     }
+    let closed_s = closed_s(count, capacity);
     let mut collected = 0;
     for key in over {
         // A packet may have come since.
-        let is_idle = table.get(&key, 0).is_ok_and(|flow| idle_s(now_s, flow.seen_s) >= lifetime::CLOSED_S);
-        collected += usize::from(is_idle && table.remove(&key).is_ok());
+        let is_over = table.get(&key, 0).is_ok_and(|flow| {
+            let other = || table.get(&flow.other_key(&key), 0).ok();
+            is_over(key.proto, &flow, other, (now_s, closed_s))
+        });
+        collected += usize::from(is_over && table.remove(&key).is_ok());
     }
     Ok(Looked { left: count - collected, collected, capacity })
 }
@@ -149,22 +190,22 @@ const fn idle_s(now_s: u32, seen_s: u32) -> u32 {
     if idle > u32::MAX / 2 { 0 } else { idle }
 }
 
-/// Whether an entry has outlived its flow. `other` is that of the other direction.
+/// Whether an entry has outlived its flow. `other` is that of the other direction; closed connections are kept for `closed_s`.
 fn is_over<A: FlowAddr>(
     proto: Proto,
     flow: &Flow<A>,
     other: impl FnOnce() -> Option<Flow<A>>,
-    now_s: u32,
+    (now_s, closed_s): (u32, u32),
 ) -> bool {
     let idle = idle_s(now_s, flow.seen_s);
     let limit = match proto {
         Proto::UDP => lifetime::UDP_S,
-        Proto::TCP if idle < lifetime::CLOSED_S => return false,
-        Proto::TCP if flow.state.has(FlowState::RESET) => lifetime::CLOSED_S,
+        Proto::TCP if idle < closed_s => return false,
+        Proto::TCP if flow.state.has(FlowState::RESET) => closed_s,
         Proto::TCP => {
             let ends = [Some(*flow), other()].map(|flow| flow.is_none_or(|flow| flow.state.is_closing()));
             match ends {
-                [true, true] => lifetime::CLOSED_S,
+                [true, true] => closed_s,
                 [false, false] => lifetime::OPEN_S,
                 _ => lifetime::HALF_CLOSED_S,
             }
@@ -187,7 +228,12 @@ mod tests {
     }
 
     fn lives(proto: Proto, states: [FlowState; 2], seconds: u32) -> bool {
-        !is_over(proto, &flow(seconds, states[0]), || Some(flow(seconds, states[1])), NOW)
+        !is_over(
+            proto,
+            &flow(seconds, states[0]),
+            || Some(flow(seconds, states[1])),
+            (NOW, lifetime::CLOSED_S),
+        )
     }
 
     /// CT-5, CT-6
@@ -216,8 +262,28 @@ mod tests {
 
     #[test]
     fn what_has_lost_its_other_half_goes_when_both_would() {
-        let alone = |idle| is_over(Proto::TCP, &flow(idle, FlowState::PROVEN), || None, NOW);
+        let alone = |idle| is_over(Proto::TCP, &flow(idle, FlowState::PROVEN), || None, (NOW, 120));
         assert!(!alone(3599) && alone(3600));
+    }
+
+    #[test]
+    fn closed_connections_make_way_where_there_is_little_room() {
+        assert_eq!([0, 500, 625, 750, 999].map(|count| closed_s(count, 1000)), [120, 120, 60, 4, 4]);
+        let fin = FlowState::PROVEN.with(FlowState::FIN);
+        let is_over = |states: [FlowState; 2], proto| {
+            is_over(proto, &flow(4, states[0]), || Some(flow(4, states[1])), (NOW, 4))
+        };
+        assert!(is_over([fin, fin], Proto::TCP));
+        assert!(!is_over([fin, FlowState::PROVEN], Proto::TCP), "one end may go on");
+        assert!(!is_over([FlowState::PROVEN; 2], Proto::UDP));
+    }
+
+    #[test]
+    fn rounds_follow_each_other_sooner_where_there_is_little_room() {
+        let round = |left| Round { v4: Looked { left, collected: 0, capacity: 100 }, ..Round::default() };
+        let pause = |left, ms| pause_after(&round(left), Duration::from_millis(ms)).as_secs();
+        assert_eq!([pause(50, 1), pause(50, 1000), pause(50, 9000)], [5, 19, 30]);
+        assert_eq!([pause(51, 1), pause(51, 1000), pause(51, 9000)], [2, 4, 30]);
     }
 
     /// The clock was read before the packet came.

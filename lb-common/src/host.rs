@@ -63,6 +63,8 @@ pub struct MemTables {
     pub default_route: u32,
     /// Who is in the source ranges of a service port.
     pub allowed: BTreeSet<(ServiceId, Addr)>,
+    /// [`Flows::is_overheard`]
+    pub overheard: Cell<bool>,
     /// Ports for masquerading.
     pub ports: Vec<u16>,
     /// `lb_frags`, without an end to its capacity
@@ -171,6 +173,11 @@ impl<A: Family> Flows<A> for MemTables {
         A::of(self).table(table).borrow_mut().remove(key);
     }
 
+    fn move_on(&self, key: &FlowKey<A>, answers: &FlowKey<A>) {
+        self.remove_flow(Table::New, key);
+        self.remove_flow(Table::New, answers);
+    }
+
     fn put_seen(&self, table: Table, key: &FlowKey<A>, now_s: u32) {
         A::of(self).change(table, key, |flow| flow.seen_s = now_s);
     }
@@ -186,6 +193,10 @@ impl<A: Family> Flows<A> for MemTables {
     fn device(&self, ifindex: u32) -> Option<Place> {
         let device = self.devices.get(&ifindex)?;
         Some(Place { bits: device.bits, controller: device.controller })
+    }
+
+    fn is_overheard(&self) -> bool {
+        self.overheard.get()
     }
 
     fn source_at(&self, ifindex: u32) -> Option<A> {

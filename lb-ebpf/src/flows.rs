@@ -2,27 +2,27 @@
 #![expect(unsafe_code, reason = "map values and helpers are raw pointers")]
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST, bpf_fib_lookup as FibLookup},
+    bindings::{__sk_buff, BPF_ANY, BPF_FIB_LOOKUP_OUTPUT, BPF_NOEXIST, bpf_fib_lookup as FibLookup},
     btf_maps::lpm_trie::Key,
     helpers::generated::{bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
 };
-use core::{hint::black_box, ptr};
+use core::{cell::UnsafeCell, hint::black_box, ptr};
 use lb_common::{
     abi::{
         Addr, Addr4, Device, Flow, FlowAddr, FlowKey, FlowState, FragmentKey, FragmentPorts, RangeKey,
         ServiceId,
     },
     datapath::{
-        packet::{self, Flows, Place, Route, Side, Table, Verdict, Way, Work},
+        packet::{Flows, Place, Route, Side, Table, Verdict, Way, Work},
         tables::Tables as _,
     },
 };
 
 use crate::{
-    maps, rare,
-    rare::side_of,
+    functions, maps, rare,
+    skb::Skb,
     tables::{BpfTables, copy_words},
-    tc,
+    tc::Start,
 };
 
 /// Address families (include/linux/socket.h).
@@ -34,6 +34,30 @@ pub(crate) const SUCCESS: i64 = 0;
 const NOT_FORWARDED: i64 = 4;
 const NO_NEIGHBOUR: i64 = 7;
 const FRAG_NEEDED: i64 = 8;
+
+/// Another number whenever a flow has gone from the small table to the other one: whoever finds a flow in neither looks whether one went there
+/// meanwhile. A random one, because counting together needs atomic operations.
+static EPOCH: Epoch = Epoch(UnsafeCell::new(0));
+
+/// See [`EPOCH`].
+struct Epoch(UnsafeCell<u64>);
+
+// SAFETY: an aligned word, loaded and stored whole.
+unsafe impl Sync for Epoch {}
+
+impl Epoch {
+    #[inline(always)]
+    fn load(&self) -> u64 {
+        // SAFETY: as above. Volatile: other CPUs store.
+        unsafe { self.0.get().read_volatile() }
+    }
+
+    #[inline(always)]
+    fn store(&self, number: u64) {
+        // SAFETY: as above.
+        unsafe { self.0.get().write_volatile(number) };
+    }
+}
 
 /// Memory for the packet at hand.
 #[repr(C)]
@@ -53,10 +77,12 @@ pub(crate) trait Family: FlowAddr {
     fn remove(table: Table, key: &FlowKey<Self>);
     /// Writes both addresses of a look-up for a route.
     fn put_ends(lookup: &mut FibLookup, key: &FlowKey<Self>);
+    /// Puts a device, and the router that is reached by it, in the place of what a look-up has found; false if none is known.
+    fn put_router(lookup: &mut FibLookup, ifindex: u32) -> bool;
     /// Memory for one packet of this CPU, one for each side: a packet may leave while another one comes.
     fn scratch(side: Side) -> Option<*mut Scratch<Self>>;
-    /// `tc::see`, by the function that is the family's and the side's.
-    fn call_see(ctx: *mut __sk_buff, side: Side, l3: u32) -> u64;
+    /// `tc::see`, by the function that is made for the family, the side and the start.
+    fn call_see(ctx: *mut __sk_buff, side: Side, start: Start) -> u64;
     /// `tc::translate`, likewise.
     fn call_translate(ctx: *mut __sk_buff, side: Side, l3: u32, way: Way) -> i32;
     /// [`begin`], likewise.
@@ -111,36 +137,46 @@ impl Family for Addr4 {
     }
 
     #[inline(always)]
+    fn put_router(_lookup: &mut FibLookup, _ifindex: u32) -> bool {
+        // A device that is named is taken at its word.
+        false
+    }
+
+    #[inline(always)]
     fn scratch(side: Side) -> Option<*mut Scratch<Self>> {
         maps::SCRATCH4.get_ptr_mut(side as u32)
     }
 
     #[inline(always)]
-    fn call_see(ctx: *mut __sk_buff, side: Side, l3: u32) -> u64 {
-        match side {
-            Side::Ingress => lb_ingress4(ctx, l3),
-            Side::Egress => lb_egress4(ctx, l3),
+    fn call_see(ctx: *mut __sk_buff, side: Side, start: Start) -> u64 {
+        match (side, start) {
+            (Side::Ingress, Start::Ethernet) => functions::lb_ingress4(ctx),
+            (Side::Ingress, Start::Tagged(l3)) => functions::lb_tagged_ingress4(ctx, l3),
+            (Side::Ingress, Start::Bare) => functions::lb_bare_ingress4(ctx),
+            (Side::Egress, Start::Ethernet) => functions::lb_egress4(ctx),
+            (Side::Egress, Start::Tagged(l3)) => functions::lb_tagged_egress4(ctx, l3),
+            (Side::Egress, Start::Bare) => functions::lb_bare_egress4(ctx),
         }
     }
 
     #[inline(always)]
     fn call_translate(ctx: *mut __sk_buff, side: Side, l3: u32, way: Way) -> i32 {
-        lb_translate4(ctx, side as u32, l3, number(Verdict::Translate(way)))
+        functions::lb_translate4(ctx, side as u32, l3, number(Verdict::Translate(way)))
     }
 
     #[inline(always)]
     fn call_begin(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
-        lb_begin4(ctx, ifindex)
+        functions::lb_begin4(ctx, ifindex)
     }
 
     #[inline(always)]
     fn call_commit(former: u32) -> u64 {
-        lb_commit4(former)
+        functions::lb_commit4(former)
     }
 
     #[inline(always)]
     fn call_reserve() -> u32 {
-        lb_reserve4()
+        functions::lb_reserve4()
     }
 
     #[inline(always)]
@@ -203,36 +239,50 @@ impl Family for Addr {
     }
 
     #[inline(always)]
+    fn put_router(lookup: &mut FibLookup, ifindex: u32) -> bool {
+        let Some(value) = maps::DEVICES.get_ptr(ifindex) else { return false };
+        // SAFETY: the pointer is a live map value, and an entry never changes.
+        let router = unsafe { (*value).router }.to_net_words();
+        lookup.ifindex = ifindex;
+        lookup.__bindgen_anon_4.ipv6_dst = router;
+        router != [0; 4]
+    }
+
+    #[inline(always)]
     fn scratch(side: Side) -> Option<*mut Scratch<Self>> {
         maps::SCRATCH6.get_ptr_mut(side as u32)
     }
 
     #[inline(always)]
-    fn call_see(ctx: *mut __sk_buff, side: Side, l3: u32) -> u64 {
-        match side {
-            Side::Ingress => lb_ingress6(ctx, l3),
-            Side::Egress => lb_egress6(ctx, l3),
+    fn call_see(ctx: *mut __sk_buff, side: Side, start: Start) -> u64 {
+        match (side, start) {
+            (Side::Ingress, Start::Ethernet) => functions::lb_ingress6(ctx),
+            (Side::Ingress, Start::Tagged(l3)) => functions::lb_tagged_ingress6(ctx, l3),
+            (Side::Ingress, Start::Bare) => functions::lb_bare_ingress6(ctx),
+            (Side::Egress, Start::Ethernet) => functions::lb_egress6(ctx),
+            (Side::Egress, Start::Tagged(l3)) => functions::lb_tagged_egress6(ctx, l3),
+            (Side::Egress, Start::Bare) => functions::lb_bare_egress6(ctx),
         }
     }
 
     #[inline(always)]
     fn call_translate(ctx: *mut __sk_buff, side: Side, l3: u32, way: Way) -> i32 {
-        lb_translate6(ctx, side as u32, l3, number(Verdict::Translate(way)))
+        functions::lb_translate6(ctx, side as u32, l3, number(Verdict::Translate(way)))
     }
 
     #[inline(always)]
     fn call_begin(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
-        lb_begin6(ctx, ifindex)
+        functions::lb_begin6(ctx, ifindex)
     }
 
     #[inline(always)]
     fn call_commit(former: u32) -> u64 {
-        lb_commit6(former)
+        functions::lb_commit6(former)
     }
 
     #[inline(always)]
     fn call_reserve() -> u32 {
-        lb_reserve6()
+        functions::lb_reserve6()
     }
 
     #[inline(always)]
@@ -264,9 +314,15 @@ impl Family for Addr {
 impl<A: Family> Flows<A> for BpfTables {
     #[inline(always)]
     fn flow(&self, key: &FlowKey<A>, into: &mut Flow<A>) -> Option<Table> {
+        let before = EPOCH.load();
         let (value, table) = match A::entry(Table::Kept, key) {
             Some(value) => (value, Table::Kept),
-            None => (A::entry(Table::New, key)?, Table::New),
+            None => match A::entry(Table::New, key) {
+                Some(value) => (value, Table::New),
+                // It has gone from the one to the other between the two looks.
+                None if EPOCH.load() != before => (A::entry(Table::Kept, key)?, Table::Kept),
+                None => return None,
+            },
         };
         // SAFETY: the pointer is a live map value; if the element is another key's by now, `Flow::is_of` tells.
         unsafe { copy_words(value.cast_const(), into) };
@@ -282,6 +338,13 @@ impl<A: Family> Flows<A> for BpfTables {
     #[inline(always)]
     fn remove_flow(&self, table: Table, key: &FlowKey<A>) {
         A::remove(table, key);
+    }
+
+    #[inline(always)]
+    fn move_on(&self, key: &FlowKey<A>, answers: &FlowKey<A>) {
+        EPOCH.store(self.random().into());
+        A::remove(Table::New, key);
+        A::remove(Table::New, answers);
     }
 
     #[inline(always)]
@@ -324,6 +387,11 @@ impl<A: Family> Flows<A> for BpfTables {
         // SAFETY: the pointer is a live map value, and an entry never changes.
         let Device { bits, controller, .. } = unsafe { &*value };
         Some(Place { bits: *bits, controller: *controller })
+    }
+
+    #[inline(always)]
+    fn is_overheard(&self) -> bool {
+        Skb::again(self.ctx.cast()).is_overheard()
     }
 
     #[inline(always)]
@@ -433,6 +501,19 @@ fn route<A: Family>(tables: &BpfTables, key: &FlowKey<A>) -> Route {
     }
 }
 
+/// Asks the kernel for the neighbour by which packets of a key leave by a device, whatever the routes would choose. False if that is left to
+/// the kernel.
+#[inline(always)]
+pub(crate) fn look_up_for<A: Family>(tables: &BpfTables, key: &FlowKey<A>, ifindex: u32) -> bool {
+    let found = look_up(tables, key, (ifindex, BPF_FIB_LOOKUP_OUTPUT), 0);
+    if !matches!(found, SUCCESS | NO_NEIGHBOUR | FRAG_NEEDED) {
+        return false;
+    }
+    // SAFETY: whoever asks for routes has given memory for it, that of the packet at hand.
+    let lookup = unsafe { &mut *tables.lookup };
+    lookup.ifindex == ifindex || A::put_router(lookup, ifindex)
+}
+
 /// Asks the kernel for the way of packets of a key that come from a device, or leave by it, as the flags say. They have `len` bytes, where
 /// those are to be compared with what the way can take; else 0.
 #[inline(always)]
@@ -509,115 +590,4 @@ pub(crate) const fn table_of(number: u32) -> Option<Table> {
         1 => Some(Table::New),
         _ => Some(Table::Kept),
     }
-}
-
-/// `packet::begin` of the packet at hand.
-#[inline(always)]
-fn begin<A: Family>(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
-    let Some(scratch) = A::scratch(Side::Ingress) else { return number(Verdict::Pass) };
-    // SAFETY: see `tc::see`.
-    let Scratch { work, lookup } = unsafe { &mut *scratch };
-    number(packet::begin(&BpfTables { ctx: ctx.cast(), ifindex, lookup }, ifindex, work))
-}
-
-/// `packet::commit` of the packet at hand.
-#[inline(always)]
-fn commit<A: Family>(former: u32) -> u64 {
-    let Some(scratch) = A::scratch(Side::Ingress) else { return number(Verdict::Pass) };
-    // SAFETY: see `tc::see`.
-    let Scratch { work, .. } = unsafe { &mut *scratch };
-    number(packet::commit(&BpfTables::SOCKETS, work, table_of(former)))
-}
-
-/// `packet::reserve` of the packet at hand.
-#[inline(always)]
-fn reserve<A: Family>() -> u32 {
-    let Some(scratch) = A::scratch(Side::Ingress) else { return 0 };
-    // SAFETY: see `tc::see`.
-    let Scratch { work, .. } = unsafe { &mut *scratch };
-    u32::from(packet::reserve(&BpfTables::SOCKETS, work))
-}
-
-/// Functions with a name of their own and plain arguments are verified once, whoever calls them.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_ingress4(ctx: *mut __sk_buff, l3: u32) -> u64 {
-    tc::see::<Addr4>(ctx, Side::Ingress, l3)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_ingress6(ctx: *mut __sk_buff, l3: u32) -> u64 {
-    tc::see::<Addr>(ctx, Side::Ingress, l3)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_egress4(ctx: *mut __sk_buff, l3: u32) -> u64 {
-    tc::see::<Addr4>(ctx, Side::Egress, l3)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_egress6(ctx: *mut __sk_buff, l3: u32) -> u64 {
-    tc::see::<Addr>(ctx, Side::Egress, l3)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_translate4(ctx: *mut __sk_buff, side: u32, l3: u32, way: u64) -> i32 {
-    tc::translate::<Addr4>(ctx, side_of(side), l3, way)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_translate6(ctx: *mut __sk_buff, side: u32, l3: u32, way: u64) -> i32 {
-    tc::translate::<Addr>(ctx, side_of(side), l3, way)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_begin4(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
-    begin::<Addr4>(ctx, ifindex)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_begin6(ctx: *mut __sk_buff, ifindex: u32) -> u64 {
-    begin::<Addr>(ctx, ifindex)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_commit4(former: u32) -> u64 {
-    commit::<Addr4>(former)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_commit6(former: u32) -> u64 {
-    commit::<Addr>(former)
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_reserve4() -> u32 {
-    reserve::<Addr4>()
-}
-
-/// See [`lb_ingress4`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn lb_reserve6() -> u32 {
-    reserve::<Addr>()
 }

@@ -4,6 +4,7 @@
 #![expect(clippy::needless_pass_by_value, reason = "the macros call entry points with the context by value")]
 
 mod flows;
+mod functions;
 mod license;
 mod log;
 mod maps;

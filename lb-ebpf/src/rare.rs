@@ -5,7 +5,7 @@ use aya_ebpf::bindings::__sk_buff;
 use lb_common::{
     abi::{Addr, Addr4},
     datapath::packet::{
-        self, Errors, Side, Verdict, fragment,
+        self, Errors, Flows, Side, Verdict, fragment,
         refuse::{self, Answers},
     },
 };
@@ -24,7 +24,8 @@ fn refuse<A: Family + Answers>(ctx: *mut __sk_buff, l3: u32) -> i32 {
     // SAFETY: see `tc::see`.
     let Scratch { work, .. } = unsafe { &mut *scratch };
     let mut skb = Skb::whole(ctx);
-    if l3 > MOST_L3 || !skb.is_for_us() {
+    let device = Flows::<A>::device(&BpfTables::SOCKETS, skb.ifindex());
+    if l3 > MOST_L3 || !skb.is_for_us(device.is_some_and(|device| device.controller != 0)) {
         return DROP;
     }
     if !refuse::refuse(&BpfTables::SOCKETS, &mut skb, l3 as usize, &work.packet) {

@@ -12,7 +12,7 @@ use lb_common::{
 };
 
 use crate::{
-    flows::{Family, Scratch, table, table_of, verdict_of},
+    flows::{Family, Scratch, look_up_for, table, table_of, verdict_of},
     skb::{Layout, Skb},
     tables::BpfTables,
 };
@@ -35,6 +35,9 @@ pub(crate) const MOST_L3: u32 = 22;
 #[inline(always)]
 pub(crate) fn frame(ctx: &TcContext, side: Side) -> i32 {
     let skb = Skb::new(ctx.as_ptr().cast());
+    if skb.is_done(side) {
+        return NEXT;
+    }
     let Some(header) = skb.part::<14>(0) else { return NEXT };
     let mut kind = header.load16(12);
     let mut l3 = 14;
@@ -47,24 +50,51 @@ pub(crate) fn frame(ctx: &TcContext, side: Side) -> i32 {
         kind = tag.load16(2);
         l3 += 4;
     }
-    packet(skb.as_ptr(), side, kind, l3)
+    #[expect(clippy::cast_possible_truncation, reason = "some ten")]
+    let start = if l3 == 14 { Start::Ethernet } else { Start::Tagged(l3 as u32) };
+    packet(skb.as_ptr(), side, kind, start)
 }
 
 /// Decides a packet of a device whose packets begin with the IP header.
 #[inline(always)]
 pub(crate) fn bare(ctx: &TcContext, side: Side) -> i32 {
     let skb = Skb::new(ctx.as_ptr().cast());
-    packet(skb.as_ptr(), side, skb.kind(), 0)
+    if skb.is_done(side) {
+        return NEXT;
+    }
+    packet(skb.as_ptr(), side, skb.kind(), Start::Bare)
 }
 
 #[inline(always)]
-fn packet(ctx: *mut __sk_buff, side: Side, kind: u16, l3: usize) -> i32 {
-    #[expect(clippy::cast_possible_truncation, reason = "some ten")]
-    let l3 = l3 as u32;
+fn packet(ctx: *mut __sk_buff, side: Side, kind: u16, start: Start) -> i32 {
     match kind {
-        IPV4 => decide::<Addr4>(ctx, side, l3),
-        IPV6 => decide::<Addr>(ctx, side, l3),
+        IPV4 => decide::<Addr4>(ctx, side, start),
+        IPV6 => decide::<Addr>(ctx, side, start),
         _ => NEXT,
+    }
+}
+
+/// Where the IP header begins: known when this is built, but for frames with tags in them. The verifier of 5.10 forgets what it knew of an
+/// offset that was on the stack for a while.
+#[derive(Clone, Copy)]
+pub(crate) enum Start {
+    /// Behind an Ethernet header.
+    Ethernet,
+    /// Behind one with VLAN tags.
+    Tagged(u32),
+    /// At once.
+    Bare,
+}
+
+impl Start {
+    /// Bytes before it.
+    #[inline(always)]
+    const fn l3(self) -> u32 {
+        match self {
+            Self::Ethernet => 14,
+            Self::Tagged(l3) => l3,
+            Self::Bare => 0,
+        }
     }
 }
 
@@ -105,8 +135,9 @@ impl Step {
 /// Decides a packet, by functions that are called one after the other: 5.10 adds up the frames of those that call each other, each rounded
 /// up to 32 bytes, and has 512 for all.
 #[inline(always)]
-fn decide<A: Family>(ctx: *mut __sk_buff, side: Side, l3: u32) -> i32 {
-    let verdict = match Step::of(A::call_see(ctx, side, l3)) {
+fn decide<A: Family>(ctx: *mut __sk_buff, side: Side, start: Start) -> i32 {
+    let l3 = start.l3();
+    let verdict = match Step::of(A::call_see(ctx, side, start)) {
         Step::Done(action) => return action,
         Step::Message => A::call_icmp(ctx, side, Skb::again(ctx).ifindex()),
         Step::Opens { former } => open::<A>(ctx, former),
@@ -132,12 +163,13 @@ fn open<A: Family>(ctx: *mut __sk_buff, former: Option<Table>) -> Verdict {
 
 /// What every packet needs: it is read, its flow is looked for, and if that is known, what the flow's entry says is done.
 #[inline(always)]
-pub(crate) fn see<A: Family + Layout + Answers>(ctx: *mut __sk_buff, side: Side, l3: u32) -> u64 {
+pub(crate) fn see<A: Family + Layout + Answers>(ctx: *mut __sk_buff, side: Side, start: Start) -> u64 {
     let done = |action| Step::Done(action).number();
+    let l3 = start.l3();
     if l3 > MOST_L3 {
         return done(NEXT);
     }
-    let skb = &Skb::again(ctx);
+    let skb = &if matches!(start, Start::Tagged(_)) { Skb::rare(ctx) } else { Skb::again(ctx) };
     let (Some(headers), Some(scratch)) = (A::parse(skb, l3 as usize), A::scratch(side)) else {
         return done(NEXT);
     };
@@ -159,9 +191,9 @@ pub(crate) fn see<A: Family + Layout + Answers>(ctx: *mut __sk_buff, side: Side,
     let Verdict::Translate(way) = verdict else {
         return done(if verdict == Verdict::Pass { NEXT } else { DROP });
     };
-    let Ok(leaves_by) = leaves_by(tables, &work.after, way) else { return done(DROP) };
-    let written = skb.rewrite(l3 as usize, &work.packet, &work.after, leaves_by.is_some());
-    done(if written { leaves_by.map_or(NEXT, |ifindex| skb.leave_by(l3, ifindex)) } else { DROP })
+    let Ok(exit) = exit(tables, &work.after, way) else { return done(DROP) };
+    let written = skb.rewrite_known(l3 as usize, &work.packet, &work.after, exit != Exit::Stack);
+    done(if written { leave(skb, tables, l3, exit) } else { DROP })
 }
 
 /// Translates the packet at hand, which has opened a flow or is one of ICMP.
@@ -180,24 +212,52 @@ pub(crate) fn translate<A: Family + Layout + Answers>(
     let Scratch { work, lookup } = unsafe { &mut *scratch };
     let skb = &Skb::again(ctx);
     let tables = &BpfTables { ctx: skb.ctx(), ifindex: skb.ifindex(), lookup };
-    let Ok(leaves_by) = leaves_by(tables, &work.after, way) else { return DROP };
+    let Ok(exit) = exit(tables, &work.after, way) else { return DROP };
     let written = if work.packet.key.proto == A::ICMP {
-        A::call_retell(ctx, side, l3, leaves_by.is_some())
+        A::call_retell(ctx, side, l3, exit != Exit::Stack)
     } else {
-        skb.rewrite(l3 as usize, &work.packet, &work.after, leaves_by.is_some())
+        skb.rewrite(l3 as usize, &work.packet, &work.after, exit != Exit::Stack)
     };
-    if written { leaves_by.map_or(NEXT, |ifindex| skb.leave_by(l3, ifindex)) } else { DROP }
+    if written { leave(skb, tables, l3, exit) } else { DROP }
 }
 
-/// The device that a packet leaves by, if it does not go on where it was going. An error if it cannot leave.
+/// Where a translated packet goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    /// Where it was going.
+    Stack,
+    /// Out of this device.
+    Device(u32),
+    /// Where the routes have just said.
+    Found,
+}
+
+/// Where a translated packet goes. An error if it cannot leave.
 #[inline(always)]
-fn leaves_by<A: Family>(tables: &BpfTables, after: &FlowKey<A>, way: Way) -> Result<Option<u32>, ()> {
+fn exit<A: Family>(tables: &BpfTables, after: &FlowKey<A>, way: Way) -> Result<Exit, ()> {
     match way {
-        Way::On => Ok(None),
-        Way::Device { ifindex } => Ok(Some(ifindex)),
+        Way::On => Ok(Exit::Stack),
+        Way::Device { ifindex } => {
+            let is_found = look_up_for(tables, after, ifindex);
+            Ok(if is_found { Exit::Found } else { Exit::Device(ifindex) })
+        }
         Way::Routed => match tables.route(after) {
-            Route::Out { ifindex } => Ok(Some(ifindex)),
+            Route::Out { .. } => Ok(Exit::Found),
             Route::Local | Route::None => Err(()),
         },
+    }
+}
+
+/// Lets a translated packet go: the program's action.
+#[inline(always)]
+fn leave(skb: &Skb, tables: &BpfTables, l3: u32, exit: Exit) -> i32 {
+    match exit {
+        Exit::Stack => {
+            skb.mark_done();
+            NEXT
+        }
+        Exit::Device(ifindex) => skb.leave_by(l3, ifindex),
+        // SAFETY: the memory that `see` or `translate` has given for it.
+        Exit::Found => skb.leave_to(l3, unsafe { &*tables.lookup }),
     }
 }

@@ -144,13 +144,18 @@ fn send_on<A: Read>(frame: &mut Frame) -> Option<u32> {
     }
     let len = A::length(frame, ETHERNET)?.wrapping_add(A::LEN);
     // All that may fail comes before the first byte that is written.
-    let found = match way {
-        Way::Device { ifindex } => look_up(tables, &work.after, (ifindex, BPF_FIB_LOOKUP_OUTPUT), len),
-        _ => look_up(tables, &work.after, (ifindex, 0), len),
+    let (asked, wanted) = match way {
+        Way::Device { ifindex } => ((ifindex, BPF_FIB_LOOKUP_OUTPUT), ifindex),
+        _ => ((ifindex, 0), 0),
     };
+    let found = look_up(tables, &work.after, asked, len);
     // SAFETY: the memory that was given above.
     let found_at = unsafe { &*tables.lookup };
     let out = found_at.ifindex;
+    // IPv6 takes a device for a wish only.
+    if wanted != 0 && out != wanted {
+        return None;
+    }
     if found != SUCCESS || !(out == ifindex || Flows::<A>::device(tables, out)?.bits & Device::EXPRESS != 0) {
         return None;
     }

@@ -20,6 +20,7 @@ pub mod bench;
 pub mod binary;
 pub mod bpffs;
 pub mod cgroup;
+pub mod cluster;
 pub mod control_plane;
 pub mod demo;
 pub mod expected;

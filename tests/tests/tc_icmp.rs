@@ -265,8 +265,7 @@ fn a_client_learns_of_a_narrow_link_towards_the_backend() {
 }
 
 /// Sends every datagram back until `stop`.
-fn echo_datagrams(netns: &Netns, at: SocketAddr, stop: &AtomicBool) {
-    let socket = netns.run(|| UdpSocket::bind(at).unwrap());
+fn echo_datagrams(socket: &UdpSocket, stop: &AtomicBool) {
     socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     let mut bytes = [0; 9000];
     while !stop.load(Ordering::Relaxed) {
@@ -286,7 +285,8 @@ fn datagrams_in_pieces_arrive_and_are_answered() {
         for is_v6 in [false, true] {
             for (server, number) in [(&net.far, 6), (&net.pod, 7)] {
                 let at = SocketAddr::new(at(is_v6, number, 2), 8080);
-                scope.spawn(move || echo_datagrams(server, at, stop));
+                let socket = server.run(|| UdpSocket::bind(at).unwrap());
+                scope.spawn(move || echo_datagrams(&socket, stop));
             }
         }
         let mut lost = Vec::new();
@@ -294,7 +294,7 @@ fn datagrams_in_pieces_arrive_and_are_answered() {
         for (from, to) in asked {
             let socket = udp(from, to);
             socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-            // The server may not be there yet, and the neighbour not known.
+            // The neighbour may not be known yet.
             let got = (0..5).find_map(|_| {
                 let sent: Vec<u8> = (0..4000_u32).map(|byte| byte.to_le_bytes()[0]).collect();
                 socket.send(&sent).ok()?;

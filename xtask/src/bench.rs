@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::{cluster, demo, setup};
+use crate::{control_plane_setup, demo, setup};
 
 /// Arguments of benchmarks that do without kube-proxy and so without a control plane.
 const ALONE: [&str; 3] = ["--alone", "--help", "-h"];
@@ -35,7 +35,7 @@ impl Bench {
         if matches!(self, Self::Connect(_) | Self::Packets(_))
             && !arguments.iter().any(|argument| ALONE.contains(&argument.as_str()))
         {
-            cluster::prepare("`-- --alone`")?;
+            control_plane_setup::prepare("`-- --alone`")?;
         }
         setup::run()?;
         let (name, starts) = self.programs();

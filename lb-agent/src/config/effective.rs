@@ -97,6 +97,6 @@ fn written_as(field: &Field, value: &str) -> String {
         }
         Kind::Bool | Kind::Number => value.to_owned(),
         Kind::Texts => format!("[{}]", value.split(',').map(quoted).collect::<Vec<_>>().join(", ")),
-        Kind::Text | Kind::Duration | Kind::Map => quoted(value),
+        Kind::Text | Kind::Duration | Kind::DurationOrZero | Kind::Map => quoted(value),
     }
 }

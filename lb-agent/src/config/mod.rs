@@ -9,6 +9,7 @@
 //! reference.rs  docs/configuration.md
 //! ```
 
+mod conntrack;
 mod duration;
 mod effective;
 mod families;
@@ -29,6 +30,7 @@ use lb_common::abi::{SocketLb, maps};
 
 use crate::{cli::Tool, model::Algorithm};
 
+pub use conntrack::ConntrackArgs;
 pub use duration::{GoDuration, NotADuration};
 pub use families::{ListError, PerFamily, Ranges};
 pub use log_level::LogFilter;
@@ -294,6 +296,9 @@ pub struct RunArgs {
     /// What only packets need.
     #[command(flatten)]
     pub packets: PacketArgs,
+    /// What the kernel's own connection tracking is told.
+    #[command(flatten)]
+    pub conntrack: ConntrackArgs,
     /// Where the pins are.
     #[command(flatten)]
     pub pins: PinArgs,

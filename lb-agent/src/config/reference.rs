@@ -108,7 +108,7 @@ const fn holds(kind: Kind) -> &'static str {
         Kind::Text => "text",
         Kind::Bool => "true, false",
         Kind::Number => "number",
-        Kind::Duration => "duration",
+        Kind::Duration | Kind::DurationOrZero => "duration",
         Kind::Texts => "list",
         Kind::Map => "map",
     }

@@ -1,7 +1,10 @@
 //! The addresses and devices of this node, and their changes, from rtnetlink in the agent's own network
 //! namespace.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use futures::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
 use rtnetlink::{
@@ -9,7 +12,7 @@ use rtnetlink::{
     packet_route::{
         address::{AddressAttribute, AddressFlags, AddressHeaderFlags},
         link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
-        route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
+        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
     },
 };
 use tokio::{sync::mpsc::Sender, time::sleep};
@@ -135,9 +138,10 @@ async fn read(handle: &Handle) -> Result<Network, rtnetlink::Error> {
             link.addrs.push(LinkAddress { addr, prefix_len: message.header.prefix_len });
         }
     }
-    for device in gateways(handle).await? {
+    for (device, router) in gateways(handle).await? {
         if let Some(link) = network.links.get_mut(&device) {
             link.has_gateway = true;
+            link.router = link.router.or(router);
         }
     }
     Ok(network)
@@ -193,44 +197,55 @@ fn link(message: &LinkMessage) -> Option<Link> {
         | LinkLayerType::Ppp => Some(Layer::Ip),
         _ => None,
     };
-    Some(Link { name: name?, kind, controller, layer, addrs: Vec::new(), has_gateway: false })
+    Some(Link { name: name?, kind, controller, layer, addrs: Vec::new(), has_gateway: false, router: None })
 }
 
-/// Devices that a route through a gateway leads out of.
-async fn gateways(handle: &Handle) -> Result<Vec<u32>, rtnetlink::Error> {
+/// Devices that a route through a gateway leads out of, and the gateway if it is an IPv6 one; those of more general routes first.
+async fn gateways(handle: &Handle) -> Result<Vec<(u32, Option<Ipv6Addr>)>, rtnetlink::Error> {
     let mut found = Vec::new();
-    for ask in [
-        RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
-        RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
-    ] {
+    for ask in
+        [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
+    {
         let mut routes = handle.route().get(ask).execute();
         while let Some(route) = routes.try_next().await? {
-            found.extend(ways(&route));
+            let bits = route.header.destination_prefix_length;
+            found.extend(ways(&route).into_iter().map(|way| (bits, way)));
         }
     }
-    Ok(found)
+    found.sort_by_key(|(bits, _)| *bits);
+    Ok(found.into_iter().map(|(_, way)| way).collect())
 }
 
-/// The devices by which a route reaches gateways.
-fn ways(route: &RouteMessage) -> Vec<u32> {
+/// The devices by which a route reaches gateways, and those that are IPv6 ones.
+fn ways(route: &RouteMessage) -> Vec<(u32, Option<Ipv6Addr>)> {
     let is_main = route.header.table == RouteHeader::RT_TABLE_MAIN;
     if !is_main || route.header.kind != RouteType::Unicast {
         return Vec::new();
     }
-    let is_gateway =
-        |attribute: &RouteAttribute| matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Via(_));
     let mut ways = Vec::new();
     for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Oif(device) if route.attributes.iter().any(is_gateway) => ways.push(*device),
+            RouteAttribute::Oif(device) => {
+                ways.extend(gateway(&route.attributes).map(|router| (*device, router)));
+            }
             RouteAttribute::MultiPath(hops) => {
-                let hops = hops.iter().filter(|hop| hop.attributes.iter().any(is_gateway));
-                ways.extend(hops.map(|hop| hop.interface_index));
+                let hops =
+                    hops.iter().filter_map(|hop| Some((hop.interface_index, gateway(&hop.attributes)?)));
+                ways.extend(hops);
             }
             _ => {}
         }
     }
     ways
+}
+
+/// Whether attributes name a gateway, and which if it is an IPv6 one.
+fn gateway(attributes: &[RouteAttribute]) -> Option<Option<Ipv6Addr>> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet6(router)) => Some(Some(*router)),
+        RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => Some(None),
+        _ => None,
+    })
 }
 
 #[cfg(test)]

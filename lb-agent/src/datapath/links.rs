@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
 };
 
 use lb_common::abi::{Addr, Addr4, Device, FlowAddr as _};
@@ -31,6 +31,8 @@ pub struct Link {
     pub addrs: Vec<LinkAddress>,
     /// A route through a gateway leads out of it: other machines are behind it.
     pub has_gateway: bool,
+    /// The router of the most general IPv6 route out of it.
+    pub router: Option<Ipv6Addr>,
 }
 
 /// An address of a device.
@@ -219,6 +221,7 @@ fn entry(links: &Links, link: &Link, role: Option<Role>, fallback: [Option<IpAdd
         }
     }
     Device {
+        router: link.router.map_or(Device::NONE.router, |router| Addr::from(IpAddr::from(router))),
         v6: v6.unwrap_or(Device::NONE.v6),
         v4: v4.map_or(Device::NONE.v4, Addr4::narrow),
         bits,
@@ -243,6 +246,7 @@ mod tests {
             layer: Some(Layer::Ethernet),
             addrs: addrs.iter().map(address).collect(),
             has_gateway: false,
+            router: None,
         }
     }
 

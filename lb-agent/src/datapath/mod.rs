@@ -2,6 +2,7 @@
 
 pub mod addresses;
 pub mod attach;
+pub mod conntrack;
 pub mod cookie;
 pub mod devices;
 pub mod host;

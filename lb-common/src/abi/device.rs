@@ -8,7 +8,10 @@ use super::{Addr, Addr4, ServiceId};
 pub struct Device {
     /// Source of what is masqueraded and leaves by this device, IPv6; unspecified where there is none.
     pub v6: Addr,
-    /// The same of IPv4.
+    /// The IPv6 router that is reached by this device; unspecified where there is none. IPv4 routes tell it for a device that is named;
+    /// those of IPv6 take a device for a wish only.
+    pub router: Addr,
+    /// Source of what is masqueraded and leaves by this device, IPv4.
     pub v4: Addr4,
     /// Bits: [`Device::PODS`] and others.
     pub bits: u32,
@@ -27,8 +30,14 @@ impl Device {
     /// Frames may be sent out of it before the kernel makes packets of them: `lb_xdp` is attached there, and was tested.
     pub const EXPRESS: u32 = 4;
     /// A device that is not served.
-    pub const NONE: Self =
-        Self { v6: Addr::ANY_V6, v4: Addr4 { octets: [0; 4] }, bits: 0, controller: 0, pad: 0 };
+    pub const NONE: Self = Self {
+        v6: Addr::ANY_V6,
+        router: Addr::ANY_V6,
+        v4: Addr4 { octets: [0; 4] },
+        bits: 0,
+        controller: 0,
+        pad: 0,
+    };
 
     /// Whether every bit of `bits` is set.
     pub const fn has(&self, bits: u32) -> bool {
@@ -90,4 +99,4 @@ impl PortList {
 
 const _: () = assert!(size_of::<RangePrefix>() == 24, "no implicit padding");
 const _: () = assert!(size_of::<RangeKey>() == 20, "no implicit padding");
-const _: () = assert!(size_of::<Device>() == 32, "no implicit padding");
+const _: () = assert!(size_of::<Device>() == 48, "no implicit padding");

@@ -28,7 +28,7 @@ pod!(Config, 2 + 2 + 4 + 4 + 4 + 4 + 4);
 pod!(Service, 8 + 8 + 4 + 4 + 4 + 4);
 pod!(Slot, 16 + 2 + 2 + 4 + 4 + 4);
 pod!(Backend, 4 + 1 + 1 + 2);
-pod!(Device, 16 + 4 + 4 + 4 + 4);
+pod!(Device, 16 + 16 + 4 + 4 + 4 + 4);
 pod!(PortList, 8);
 pod!(RangeKey, 4 + 16);
 pod!(RangePrefix, 4 + 4 + 16);

@@ -19,9 +19,10 @@ use crate::{
 };
 
 /// Test programs of lb-tests that run for a minute or more, longest first: begun last, they would run alone at the end.
-const LONG: [&str; 6] = ["many_services", "api_server", "health", "sockets", "twin", "growth"];
+const LONG: [&str; 8] =
+    ["many_services", "api_server", "health", "sockets", "twin", "growth", "transfers", "packets"];
 /// Those with tests against a real control plane.
-const CLUSTER: [&str; 5] = ["api_server", "control_plane", "health", "leftovers", "twin"];
+const CLUSTER: [&str; 6] = ["api_server", "control_plane", "health", "leftovers", "takeover", "twin"];
 /// How many run at a time. Each runs as many tests at a time as there are processors.
 const LANES: usize = 2;
 

@@ -21,7 +21,7 @@ use self::{
     tally::Tally,
 };
 use crate::{
-    cluster, command,
+    command, control_plane_setup,
     programs::{self, Programs},
     setup, verify, vm,
 };
@@ -93,7 +93,7 @@ impl Test {
         let privilege = self.privilege()?;
         let has_cluster = privilege != Privilege::None && !self.no_cluster;
         if has_cluster {
-            cluster::prepare("--no-cluster")?;
+            control_plane_setup::prepare("--no-cluster")?;
         }
         setup::run()?;
         let guest = self.guest(privilege);
@@ -116,7 +116,7 @@ impl Test {
         }
         if !self.args.is_empty() {
             if has_cluster {
-                cluster::build()?;
+                control_plane_setup::build()?;
             }
             return self.chosen(privilege, summary);
         }

@@ -20,9 +20,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use xtask::paths;
+use xtask::{libraries, paths};
 
-use super::{cpio::Archive, kernel, libraries, modules};
+use super::{cpio::Archive, kernel, modules};
 use crate::{command, programs::Programs};
 
 /// The first process of the guest.

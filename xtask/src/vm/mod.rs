@@ -4,7 +4,6 @@
 //! kernel.rs    Debian's kernel, by apt.rs          ──┐
 //! programs     the tests, as cargo builds them     ──┼─> image.rs ──> qemu.rs ──> Report
 //! modules.rs   kernel modules in loading order     ──┤   (cpio.rs)
-//! libraries.rs what the programs are linked to     ──┘
 //! ```
 //!
 //! The guest is emulated, so neither virtualisation of the processor nor root is needed to run it. What has been
@@ -14,7 +13,6 @@ mod apt;
 mod cpio;
 mod image;
 mod kernel;
-mod libraries;
 mod modules;
 mod qemu;
 

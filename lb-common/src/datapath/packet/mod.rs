@@ -16,9 +16,8 @@
 //!
 //! A flow has two entries, one for each direction, and each holds the whole rewrite: an established flow costs one look-up per
 //! packet. A new one has its entries in a small LRU table, [`Table::New`], where a flood can evict it; when the client has
-//! acknowledged the backend's answer, it is proven and goes to [`Table::Kept`], which only the agent empties. Copies that
-//! stay in the small table until then hurt nobody, because the other one is asked first; deleting them at once would let a
-//! packet that looks between the two find none.
+//! acknowledged the backend's answer, it is proven and goes to [`Table::Kept`], which only the agent empties. Copies would
+//! stay in the small table for long, because they were used, and newer flows would be evicted in their place.
 
 pub mod express;
 #[cfg(test)]
@@ -53,6 +52,7 @@ use crate::abi::{
 pub use icmp::{Errors, icmp, retell};
 pub use open::{begin, commit, reserve};
 use parse::{Fragment, Headers, Piece};
+pub use track::UDP_IDLE_S;
 
 use super::{select::Room, tables::Tables};
 
@@ -106,6 +106,8 @@ pub trait Flows<A: FlowAddr>: Tables {
     fn put_flow(&self, table: Table, key: &FlowKey<A>, flow: &Flow<A>, replaces: bool) -> bool;
     /// Deletes an entry.
     fn remove_flow(&self, table: Table, key: &FlowKey<A>);
+    /// Deletes both entries of a flow in [`Table::New`], which are in [`Table::Kept`] by now.
+    fn move_on(&self, key: &FlowKey<A>, answers: &FlowKey<A>);
     /// Stores [`Flow::seen_s`] of an entry, if it exists.
     fn put_seen(&self, table: Table, key: &FlowKey<A>, now_s: u32);
     /// Stores [`Flow::state`] of an entry, if it exists.
@@ -114,6 +116,8 @@ pub trait Flows<A: FlowAddr>: Tables {
     fn now_s(&self) -> u32;
     /// What is known of a device.
     fn device(&self, ifindex: u32) -> Option<Place>;
+    /// Whether the packet at hand was sent to another machine on the link, and is only seen here.
+    fn is_overheard(&self) -> bool;
     /// What is masqueraded and leaves by a device has this source; nothing if it has none.
     fn source_at(&self, ifindex: u32) -> Option<A>;
     /// Where a packet of `key` leaves.

@@ -45,6 +45,10 @@ pub fn begin<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, work: &mut Work<
         return Verdict::Pass;
     }
     let Some(Place { bits: device, controller }) = world.device(ifindex) else { return Verdict::Pass };
+    // At a port of a bridge everything is sent to somebody else: the bridge.
+    if device & Device::PODS == 0 && world.is_overheard() {
+        return Verdict::Pass;
+    }
     let served = match served(world, device, &work.packet, frontend) {
         Ok(served) => served,
         Err(verdict) => return verdict,

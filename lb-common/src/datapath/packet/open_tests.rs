@@ -3,7 +3,7 @@
 use std::{borrow::ToOwned as _, collections::BTreeSet, format, vec, vec::Vec};
 
 use super::{
-    Table,
+    Table, UDP_IDLE_S,
     net::{BRIDGE, DARK, Kind, Net, SERVICE, UPLINK, both},
 };
 use crate::abi::{
@@ -353,7 +353,7 @@ fn answers_to_what_this_node_sends_from_the_number_of_a_node_port_are_its_own() 
         assert_eq!(net.comes(UPLINK, "client:53 > node:30080", Kind::UDP), "pass");
         net.after_s(119);
         assert_eq!(net.comes(UPLINK, "client:53 > node:30080", Kind::UDP), "pass");
-        net.after_s(120);
+        net.after_s(UDP_IDLE_S.into());
         assert_eq!(net.comes(UPLINK, "client:53 > node:30080", Kind::UDP), "tunnel:2000 > far:8080 routed");
         // A client that asks the NodePort is answered from there: that is no conversation of this node's.
         assert_eq!(net.comes(4, "far:8080 > tunnel:2000", Kind::UDP), "node:30080 > client:53 device 2");
@@ -365,6 +365,22 @@ fn answers_to_what_this_node_sends_from_the_number_of_a_node_port_are_its_own() 
             assert_eq!(net.leaves(UPLINK, ends, kind), "pass");
             assert_eq!(net.entries(Table::New).len(), entries);
         }
+    });
+}
+
+#[test]
+fn what_was_sent_to_another_machine_is_left_alone() {
+    both(|net| {
+        let net = net.serve(&["far"]);
+        net.world.overheard.set(true);
+        assert_eq!(net.comes(UPLINK, "client:4000 > lb:80", Kind::SYN), "pass");
+        assert_eq!(
+            net.comes(11, "p11:4000 > vip:80", Kind::SYN),
+            "p11:4000 > far:8080 on",
+            "a port of a bridge"
+        );
+        net.world.overheard.set(false);
+        assert_eq!(net.comes(UPLINK, "client:4000 > lb:80", Kind::SYN), "tunnel:2000 > far:8080 routed");
     });
 }
 

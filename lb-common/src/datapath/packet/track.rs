@@ -5,7 +5,9 @@ use crate::abi::{Direction, Flow, FlowAddr, FlowBits, FlowKey, FlowState, Proto,
 
 /// Seconds without a packet after which a UDP flow is another one (nf_conntrack_udp_timeout_stream): its next packet chooses
 /// anew, whether or not somebody has collected the entry.
-pub(super) const UDP_IDLE_S: u32 = 120;
+pub const UDP_IDLE_S: u32 = 120 + SEEN_EVERY_S;
+/// Seconds by which the time of a flow's last packet may be too early, in its entry. Of one that closes it is exact.
+const SEEN_EVERY_S: u32 = 8;
 
 /// Where the entry of a key is, if there is one of that key; `flow` is a copy of it.
 #[inline(always)]
@@ -29,7 +31,7 @@ pub(super) fn ingress<A: FlowAddr, W: Flows<A>>(
         return None;
     }
     if work.flow.goes(Direction::Foreign) {
-        see(world, work, table);
+        see(world, work, table, SEEN_EVERY_S);
     }
     let way = way(world, &work.flow, Side::Ingress, 0);
     Some(way.map_or(Verdict::Pass, |way| follow(world, work, table, way)))
@@ -106,7 +108,6 @@ fn follow<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, table: Table,
 /// Notes what a packet tells of its flow. For nearly all of them that is nothing new: no store.
 #[inline(always)]
 fn note<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, table: Table) {
-    see(world, work, table);
     let Work { packet, flow, .. } = work;
     let mut state = flow.state;
     if packet.tcp.has(TcpFlags::FIN) {
@@ -118,6 +119,9 @@ fn note<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, table: Table) {
         // Whoever goes on has not believed it (RFC 5961).
         state = state.without(FlowState::RESET);
     }
+    // Of one that closes the time is exact: its ports may be used again soon.
+    see(world, work, table, if state.is_closing() { 1 } else { SEEN_EVERY_S });
+    let Work { packet, flow, .. } = work;
     if flow.goes(Direction::Reply) {
         state = state.with(FlowState::REPLIED);
     } else if table == Table::New && state.has(FlowState::REPLIED) && !packet.asks() {
@@ -129,11 +133,11 @@ fn note<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, table: Table) {
     }
 }
 
-/// Notes that a flow is in use, in both entries, at most once a second.
+/// Notes that a flow is in use, in both entries, once in so many seconds: each costs a look at memory that may be far away.
 #[inline(always)]
-fn see<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, table: Table) {
+fn see<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, table: Table, every_s: u32) {
     let now_s = work.now_s;
-    if now_s == work.flow.seen_s {
+    if now_s.wrapping_sub(work.flow.seen_s) < every_s {
         return;
     }
     world.put_seen(table, &work.packet.key, now_s);
@@ -178,6 +182,7 @@ fn keep<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, state: FlowStat
         flow.state = state.with(FlowState::PROVEN);
         flow.seen_s = *now_s;
         if world.put_flow(Table::Kept, &packet.key, flow, false) {
+            world.move_on(&packet.key, answers);
             return;
         }
         world.remove_flow(Table::Kept, answers);
