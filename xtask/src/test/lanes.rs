@@ -22,7 +22,8 @@ use crate::{
 const LONG: [&str; 8] =
     ["many_services", "api_server", "health", "sockets", "twin", "growth", "transfers", "packets"];
 /// Those with tests against a real control plane.
-const CLUSTER: [&str; 6] = ["api_server", "control_plane", "health", "leftovers", "takeover", "twin"];
+const CLUSTER: [&str; 7] =
+    ["api_server", "control_plane", "health", "leftovers", "many_services", "takeover", "twin"];
 /// How many run at a time. Each runs as many tests at a time as there are processors.
 const LANES: usize = 2;
 
@@ -234,6 +235,27 @@ mod tests {
         assert_eq!(rest(&queue(How { has_cluster: false, ..HOW })).len(), 6);
         let queue = queue(How { privilege: Privilege::None, has_cluster: false });
         assert_eq!(rest(&queue), ["lb-agent: tests heap"]);
+    }
+
+    #[test]
+    fn what_needs_the_control_plane_waits_for_it() {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(workspace_root().join("tests/tests")).unwrap() {
+            let path = entry.unwrap().path();
+            let files = if path.is_dir() {
+                std::fs::read_dir(&path).unwrap().map(|file| file.unwrap().path()).collect()
+            } else {
+                vec![path.clone()]
+            };
+            let asks = |file: &std::path::PathBuf| {
+                std::fs::read_to_string(file).is_ok_and(|text| text.contains("needs_cluster!("))
+            };
+            if files.iter().any(asks) {
+                found.push(path.file_stem().unwrap().to_str().unwrap().to_owned());
+            }
+        }
+        found.sort();
+        assert_eq!(found, CLUSTER);
     }
 
     #[test]
