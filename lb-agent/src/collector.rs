@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn udp_and_sctp_have_lifetimes_of_their_own() {
         let both = [FlowState::PROVEN; 2];
-        assert!(lives(Proto::UDP, both, 119) && !lives(Proto::UDP, both, 120));
+        assert!(lives(Proto::UDP, both, 127) && !lives(Proto::UDP, both, 128));
         assert!(lives(Proto::SCTP, both, 7199) && !lives(Proto::SCTP, both, 7200));
     }
 

@@ -341,25 +341,22 @@ impl Reshape for Skb {
     }
 }
 
-/// The words of an L4 header with other ports.
-pub(crate) struct Words {
+/// A packet without anything unusual: the words of its L4 header with other ports.
+pub(crate) struct Plain {
     /// Of UDP the first two.
     words: [u32; 5],
     is_tcp: bool,
+    /// Where its IP header begins.
+    l3: usize,
+    /// One is taken from its TTL.
+    forwards: bool,
 }
 
 /// What a family's headers look like.
 pub(crate) trait Layout: Answers {
     /// Rewrites a plain packet with a finished checksum, as [`Layout::rewrite`] and the rest of [`Skb::rewrite`] would, by a single write:
     /// each call of a helper costs as much as all the arithmetic.
-    fn rewrite_plain(
-        skb: &Skb,
-        l3: usize,
-        headers: &Headers<Self>,
-        after: &FlowKey<Self>,
-        forwards: bool,
-        l4: Words,
-    ) -> bool;
+    fn rewrite_plain(skb: &Skb, headers: &Headers<Self>, after: &FlowKey<Self>, plain: Plain) -> bool;
     /// Reads a packet whose IP header begins at `l3`.
     fn parse(skb: &Skb, l3: usize) -> Option<Headers<Self>>;
     /// Rewrites the addresses, and what depends on them in the IP header; `forwards` takes one from the TTL. Gives the difference that the
@@ -394,11 +391,9 @@ impl Layout for Addr4 {
     #[inline(always)]
     fn rewrite_plain(
         skb: &Skb,
-        l3: usize,
         headers: &Headers<Self>,
         after: &FlowKey<Self>,
-        forwards: bool,
-        Words { words: [d, e, f, g, h], is_tcp }: Words,
+        Plain { words: [d, e, f, g, h], is_tcp, l3, forwards }: Plain,
     ) -> bool {
         let before = &headers.key;
         let Some(header) = skb.part::<20>(l3) else { return false };
@@ -463,11 +458,9 @@ impl Layout for Addr {
     #[inline(always)]
     fn rewrite_plain(
         skb: &Skb,
-        l3: usize,
         headers: &Headers<Self>,
         after: &FlowKey<Self>,
-        forwards: bool,
-        Words { words: [j, k, l, m, n], is_tcp }: Words,
+        Plain { words: [j, k, l, m, n], is_tcp, l3, forwards }: Plain,
     ) -> bool {
         let Some(header) = skb.part::<40>(l3) else { return false };
         let old = header.load32(4);
@@ -518,7 +511,13 @@ impl Layout for Addr {
 impl Skb {
     /// The L4 header with the new ports and checksum, of a packet that has nothing unusual: nothing of others.
     #[inline(always)]
-    fn plain<A: Layout>(&self, l3: usize, headers: &Headers<A>, after: &FlowKey<A>) -> Option<Words> {
+    fn plain<A: Layout>(
+        &self,
+        l3: usize,
+        headers: &Headers<A>,
+        after: &FlowKey<A>,
+        forwards: bool,
+    ) -> Option<Plain> {
         let proto = headers.key.proto;
         let is_tcp = proto == Proto::TCP;
         let is_plain = headers.l4 == l3 + A::LEN && headers.fragment.piece == Piece::Whole;
@@ -535,7 +534,7 @@ impl Skb {
             let [first, second, third, fourth] = part.load32(16);
             let [first, second] = change.apply(u16::from_ne_bytes([first, second])).to_ne_bytes();
             let last = u32::from_ne_bytes([first, second, third, fourth]);
-            return Some(Words { words: [new, a, b, c, last], is_tcp });
+            return Some(Plain { words: [new, a, b, c, last], is_tcp, l3, forwards });
         }
         let [first, second, third, fourth] = self.part::<8>(at)?.load32(4);
         let old = u16::from_ne_bytes([third, fourth]);
@@ -546,7 +545,7 @@ impl Skb {
         let checksum = change.apply(old);
         let [third, fourth] = if checksum == 0 { [u8::MAX; 2] } else { checksum.to_ne_bytes() };
         let last = u32::from_ne_bytes([first, second, third, fourth]);
-        Some(Words { words: [new, last, 0, 0, 0], is_tcp })
+        Some(Plain { words: [new, last, 0, 0, 0], is_tcp, l3, forwards })
     }
 
     /// [`Skb::rewrite`], in the way that is shorter for nearly all packets.
@@ -559,9 +558,9 @@ impl Skb {
         forwards: bool,
     ) -> bool {
         // Whoever leaves the tags in the frame has time.
-        let plain = if self.rare { None } else { self.plain(l3, headers, after) };
+        let plain = if self.rare { None } else { self.plain(l3, headers, after, forwards) };
         match plain {
-            Some(l4) => A::rewrite_plain(self, l3, headers, after, forwards, l4),
+            Some(plain) => A::rewrite_plain(self, headers, after, plain),
             None => self.rewrite(l3, headers, after, forwards),
         }
     }

@@ -226,12 +226,10 @@ fn ways(route: &RouteMessage) -> Vec<(u32, Option<Ipv6Addr>)> {
     for attribute in &route.attributes {
         match attribute {
             RouteAttribute::Oif(device) => {
-                ways.extend(gateway(&route.attributes).map(|router| (*device, router)));
+                ways.extend(gateway(*device, &route.attributes));
             }
             RouteAttribute::MultiPath(hops) => {
-                let hops =
-                    hops.iter().filter_map(|hop| Some((hop.interface_index, gateway(&hop.attributes)?)));
-                ways.extend(hops);
+                ways.extend(hops.iter().filter_map(|hop| gateway(hop.interface_index, &hop.attributes)));
             }
             _ => {}
         }
@@ -239,11 +237,11 @@ fn ways(route: &RouteMessage) -> Vec<(u32, Option<Ipv6Addr>)> {
     ways
 }
 
-/// Whether attributes name a gateway, and which if it is an IPv6 one.
-fn gateway(attributes: &[RouteAttribute]) -> Option<Option<Ipv6Addr>> {
+/// A device, if attributes name a gateway behind it, and which if it is an IPv6 one.
+fn gateway(device: u32, attributes: &[RouteAttribute]) -> Option<(u32, Option<Ipv6Addr>)> {
     attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Gateway(RouteAddress::Inet6(router)) => Some(Some(*router)),
-        RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => Some(None),
+        RouteAttribute::Gateway(RouteAddress::Inet6(router)) => Some((device, Some(*router))),
+        RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => Some((device, None)),
         _ => None,
     })
 }

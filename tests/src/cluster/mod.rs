@@ -11,7 +11,7 @@
 //!  bridge nodes ── veth ─────────────── eth0                   └─ the service proxy
 //! ```
 //!
-//! Nothing outside is needed or touched: images are made from programs of this machine ([`image`]) and given to containerd as a
+//! Nothing outside is needed or touched: images are made from programs of this machine (`image`) and given to containerd as a
 //! file; a node's processes are below a child cgroup, which is all that the node sees of cgroups, so programs that it attaches to its root
 //! are attached to that child. There is no address translation but the service proxy's and that of the CNI plugin for host ports.
 //!

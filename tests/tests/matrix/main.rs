@@ -38,7 +38,7 @@ struct World {
     options: Options,
     homes: [Home; 2],
     clients: Vec<Probe>,
-    _servers: Vec<Probe>,
+    servers: Vec<Probe>,
     pods: [Pod; 3],
 }
 
@@ -65,8 +65,8 @@ impl World {
             site.node(2).probe("server").unwrap(),
         ];
         let homes = ["matrix-1", "matrix-2"].map(|label| Home::new(label).unwrap());
-        let world = Self { site, options, homes, clients, _servers: servers, pods };
-        for (backend, server) in Backend::ALL.into_iter().zip(&world._servers) {
+        let world = Self { site, options, homes, clients, servers, pods };
+        for (backend, server) in Backend::ALL.into_iter().zip(&world.servers) {
             for addr in world.backend(backend) {
                 server.serve(&Serve::tcp(&format!("{backend:?}"), (addr, TARGET_PORT).into())).unwrap();
                 server.serve(&Serve::udp(&format!("{backend:?}"), (addr, TARGET_PORT).into())).unwrap();
@@ -146,9 +146,8 @@ impl World {
         let wanted = outcome(question.cell, self.site.shape, self.options);
         let attempt: Attempt = match (question.protocol, wanted) {
             (Protocol::Tcp, Outcome::Silent) => Tcp::to(to).timeout(SHORT).into(),
-            (Protocol::Udp, Outcome::Silent) => Udp::connected(to).timeout(SHORT).into(),
             (Protocol::Tcp, _) => Tcp::to(to).timeout(SHORT * 20).into(),
-            (Protocol::Udp, Outcome::Refused) => Udp::connected(to).timeout(SHORT).into(),
+            (Protocol::Udp, Outcome::Silent | Outcome::Refused) => Udp::connected(to).timeout(SHORT).into(),
             (Protocol::Udp, Outcome::Served(_)) => Udp::to(to).timeout(SHORT * 20).into(),
         };
         let times = if wanted == Outcome::Refused { REFUSALS } else { 1 };

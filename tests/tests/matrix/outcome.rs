@@ -171,12 +171,13 @@ pub(crate) fn outcome(cell: Cell, shape: Shape, options: Options) -> Outcome {
 fn decided(client: Client, frontend: Frontend) -> Decided {
     match (client, frontend) {
         // NP-15: sockets know the NodePorts of their own node alone.
-        (Client::Pod | Client::BarePod | Client::Node, Frontend::OtherNodePort) => Decided::Uplink(2),
+        (Client::Pod | Client::BarePod | Client::Node | Client::Outside, Frontend::OtherNodePort) => {
+            Decided::Uplink(2)
+        }
         (Client::OtherNode, Frontend::NodePort) => Decided::Uplink(1),
         (Client::Pod | Client::Node, _) => Decided::Socket(1),
         (Client::OtherNode, _) => Decided::Socket(2),
         (Client::BarePod, _) => Decided::PodDevice,
-        (Client::Outside, Frontend::OtherNodePort) => Decided::Uplink(2),
         (Client::Outside, _) => Decided::Uplink(1),
     }
 }
