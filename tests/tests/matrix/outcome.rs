@@ -174,11 +174,10 @@ fn decided(client: Client, frontend: Frontend) -> Decided {
         (Client::Pod | Client::BarePod | Client::Node | Client::Outside, Frontend::OtherNodePort) => {
             Decided::Uplink(2)
         }
-        (Client::OtherNode, Frontend::NodePort) => Decided::Uplink(1),
+        (Client::OtherNode, Frontend::NodePort) | (Client::Outside, _) => Decided::Uplink(1),
         (Client::Pod | Client::Node, _) => Decided::Socket(1),
         (Client::OtherNode, _) => Decided::Socket(2),
         (Client::BarePod, _) => Decided::PodDevice,
-        (Client::Outside, _) => Decided::Uplink(1),
     }
 }
 
