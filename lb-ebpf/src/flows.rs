@@ -2,9 +2,9 @@
 #![expect(unsafe_code, reason = "map values and helpers are raw pointers")]
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_ANY, BPF_FIB_LOOKUP_OUTPUT, BPF_NOEXIST, bpf_fib_lookup as FibLookup},
+    bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST, bpf_fib_lookup as FibLookup},
     btf_maps::lpm_trie::Key,
-    helpers::generated::{bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
+    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns},
 };
 use core::{cell::UnsafeCell, hint::black_box, ptr};
 use lb_common::{
@@ -13,13 +13,14 @@ use lb_common::{
         ServiceId,
     },
     datapath::{
-        packet::{Flows, Place, Route, Side, Table, Verdict, Way, Work},
+        packet::{Flows, Place, Route, Side, Table, Verdict, Way, Work, refuse::Why},
         tables::Tables as _,
     },
 };
 
 use crate::{
     functions, maps, rare,
+    routes::route,
     skb::Skb,
     tables::{BpfTables, copy_words},
     tc::Start,
@@ -28,12 +29,6 @@ use crate::{
 /// Address families (include/linux/socket.h).
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
-
-/// `BPF_FIB_LKUP_RET_*` (include/uapi/linux/bpf.h).
-pub(crate) const SUCCESS: i64 = 0;
-const NOT_FORWARDED: i64 = 4;
-const NO_NEIGHBOUR: i64 = 7;
-const FRAG_NEEDED: i64 = 8;
 
 /// Another number whenever a flow has gone from the small table to the other one: whoever finds a flow in neither looks whether one went there
 /// meanwhile. A random one, because counting together needs atomic operations.
@@ -84,7 +79,7 @@ pub(crate) trait Family: FlowAddr {
     /// `tc::see`, by the function that is made for the family, the side and the start.
     fn call_see(ctx: *mut __sk_buff, side: Side, start: Start) -> u64;
     /// `tc::translate`, likewise.
-    fn call_translate(ctx: *mut __sk_buff, side: Side, l3: u32, way: Way) -> i32;
+    fn call_translate(ctx: *mut __sk_buff, side: Side, l3: u32, way: Way) -> u64;
     /// [`begin`], likewise.
     fn call_begin(ctx: *mut __sk_buff, ifindex: u32) -> u64;
     /// [`commit`], likewise.
@@ -92,7 +87,7 @@ pub(crate) trait Family: FlowAddr {
     /// [`reserve`], likewise.
     fn call_reserve() -> u32;
     /// `rare::refuse`, likewise.
-    fn call_refuse(ctx: *mut __sk_buff, l3: u32) -> i32;
+    fn call_refuse(ctx: *mut __sk_buff, side: Side, l3: u32, why: Why) -> i32;
     /// `rare::icmp`, likewise.
     fn call_icmp(ctx: *mut __sk_buff, side: Side, ifindex: u32) -> Verdict;
     /// `rare::retell`, likewise.
@@ -160,7 +155,7 @@ impl Family for Addr4 {
     }
 
     #[inline(always)]
-    fn call_translate(ctx: *mut __sk_buff, side: Side, l3: u32, way: Way) -> i32 {
+    fn call_translate(ctx: *mut __sk_buff, side: Side, l3: u32, way: Way) -> u64 {
         functions::lb_translate4(ctx, side as u32, l3, number(Verdict::Translate(way)))
     }
 
@@ -180,8 +175,8 @@ impl Family for Addr4 {
     }
 
     #[inline(always)]
-    fn call_refuse(ctx: *mut __sk_buff, l3: u32) -> i32 {
-        rare::lb_refuse4(ctx, l3)
+    fn call_refuse(ctx: *mut __sk_buff, side: Side, l3: u32, why: Why) -> i32 {
+        rare::lb_refuse4(ctx, side as u32, l3, why.number())
     }
 
     #[inline(always)]
@@ -266,7 +261,7 @@ impl Family for Addr {
     }
 
     #[inline(always)]
-    fn call_translate(ctx: *mut __sk_buff, side: Side, l3: u32, way: Way) -> i32 {
+    fn call_translate(ctx: *mut __sk_buff, side: Side, l3: u32, way: Way) -> u64 {
         functions::lb_translate6(ctx, side as u32, l3, number(Verdict::Translate(way)))
     }
 
@@ -286,8 +281,8 @@ impl Family for Addr {
     }
 
     #[inline(always)]
-    fn call_refuse(ctx: *mut __sk_buff, l3: u32) -> i32 {
-        rare::lb_refuse6(ctx, l3)
+    fn call_refuse(ctx: *mut __sk_buff, side: Side, l3: u32, why: Why) -> i32 {
+        rare::lb_refuse6(ctx, side as u32, l3, why.number())
     }
 
     #[inline(always)]
@@ -488,63 +483,6 @@ impl<A: Family> Flows<A> for BpfTables {
 #[inline(always)]
 fn lend<A>(work: &mut Work<A>) {
     black_box(ptr::from_mut(work));
-}
-
-/// Where packets of a key leave.
-#[inline(always)]
-fn route<A: Family>(tables: &BpfTables, key: &FlowKey<A>) -> Route {
-    match look_up(tables, key, (tables.ifindex, 0), 0) {
-        // SAFETY: whoever asks for routes has given memory for it, that of the packet at hand.
-        SUCCESS | NO_NEIGHBOUR | FRAG_NEEDED => Route::Out { ifindex: unsafe { (*tables.lookup).ifindex } },
-        NOT_FORWARDED => Route::Local,
-        _ => Route::None,
-    }
-}
-
-/// Asks the kernel for the neighbour by which packets of a key leave by a device, whatever the routes would choose. False if that is left to
-/// the kernel.
-#[inline(always)]
-pub(crate) fn look_up_for<A: Family>(tables: &BpfTables, key: &FlowKey<A>, ifindex: u32) -> bool {
-    let found = look_up(tables, key, (ifindex, BPF_FIB_LOOKUP_OUTPUT), 0);
-    if !matches!(found, SUCCESS | NO_NEIGHBOUR | FRAG_NEEDED) {
-        return false;
-    }
-    // SAFETY: whoever asks for routes has given memory for it, that of the packet at hand.
-    let lookup = unsafe { &mut *tables.lookup };
-    lookup.ifindex == ifindex || A::put_router(lookup, ifindex)
-}
-
-/// Asks the kernel for the way of packets of a key that come from a device, or leave by it, as the flags say. They have `len` bytes, where
-/// those are to be compared with what the way can take; else 0.
-#[inline(always)]
-pub(crate) fn look_up<A: Family>(
-    tables: &BpfTables,
-    key: &FlowKey<A>,
-    (ifindex, flags): (u32, u32),
-    len: usize,
-) -> i64 {
-    // SAFETY: whoever asks for routes has given memory for it, that of the packet at hand.
-    let lookup = unsafe { &mut *tables.lookup };
-    // Word by word: for more at once LLVM calls memset, whose frame is one too many below `lb_begin6` by the count of 5.10.
-    let words: *mut u32 = ptr::from_mut(lookup).cast();
-    for index in 0..size_of::<FibLookup>() / 4 {
-        // SAFETY: all fields are numbers or arrays of them, and no smaller than a word together.
-        let word = unsafe { words.add(index) };
-        // SAFETY: as above.
-        unsafe { word.write_volatile(0) };
-    }
-    A::put_ends(lookup, key);
-    lookup.l4_protocol = key.proto.number;
-    lookup.sport = key.sport.to_be();
-    lookup.dport = key.dport.to_be();
-    lookup.ifindex = ifindex;
-    #[expect(clippy::cast_possible_truncation, reason = "of a packet")]
-    let tot_len = len as u16;
-    lookup.__bindgen_anon_1.tot_len = tot_len;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "64")]
-    let size = size_of::<FibLookup>() as i32;
-    // SAFETY: the context is valid for the program's run; the helper writes no more than `size` bytes.
-    unsafe { bpf_fib_lookup(tables.ctx, tables.lookup, size, flags) }
 }
 
 /// A verdict in a number, as a function may return it that the verifier looks at by itself.

@@ -128,14 +128,14 @@ pub(crate) extern "C" fn lb_tagged_egress6(ctx: *mut __sk_buff, l3: u32) -> u64 
 /// See [`lb_ingress4`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn lb_translate4(ctx: *mut __sk_buff, side: u32, l3: u32, way: u64) -> i32 {
+pub(crate) extern "C" fn lb_translate4(ctx: *mut __sk_buff, side: u32, l3: u32, way: u64) -> u64 {
     tc::translate::<Addr4>(ctx, side_of(side), l3, way)
 }
 
 /// See [`lb_ingress4`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn lb_translate6(ctx: *mut __sk_buff, side: u32, l3: u32, way: u64) -> i32 {
+pub(crate) extern "C" fn lb_translate6(ctx: *mut __sk_buff, side: u32, l3: u32, way: u64) -> u64 {
     tc::translate::<Addr>(ctx, side_of(side), l3, way)
 }
 

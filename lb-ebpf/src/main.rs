@@ -12,6 +12,8 @@ mod netns;
 mod panic;
 mod probe;
 mod rare;
+mod rewrite;
+mod routes;
 mod skb;
 mod sock;
 mod tables;

@@ -6,7 +6,7 @@ use lb_common::{
     abi::{Addr, Addr4},
     datapath::packet::{
         self, Errors, Flows, Side, Verdict, fragment,
-        refuse::{self, Answers},
+        refuse::{self, Answers, Why},
     },
 };
 
@@ -19,19 +19,22 @@ use crate::{
 
 /// Answers the packet at hand, which is refused.
 #[inline(always)]
-fn refuse<A: Family + Answers>(ctx: *mut __sk_buff, l3: u32) -> i32 {
-    let Some(scratch) = A::scratch(Side::Ingress) else { return DROP };
+fn refuse<A: Family + Answers>(ctx: *mut __sk_buff, side: u32, l3: u32, why: u32) -> i32 {
+    let side = side_of(side);
+    let Some(scratch) = A::scratch(side) else { return DROP };
     // SAFETY: see `tc::see`.
     let Scratch { work, .. } = unsafe { &mut *scratch };
     let mut skb = Skb::whole(ctx);
     let device = Flows::<A>::device(&BpfTables::SOCKETS, skb.ifindex());
-    if l3 > MOST_L3 || !skb.is_for_us(device.is_some_and(|device| device.controller != 0)) {
+    let is_for_us =
+        side == Side::Egress || skb.is_for_us(device.is_some_and(|device| device.controller != 0));
+    if l3 > MOST_L3 || !is_for_us {
         return DROP;
     }
-    if !refuse::refuse(&BpfTables::SOCKETS, &mut skb, l3 as usize, &work.packet) {
+    if !refuse::refuse(&BpfTables::SOCKETS, &mut skb, l3 as usize, &work.packet, Why::of(why)) {
         return DROP;
     }
-    skb.send_back()
+    skb.send_back(side)
 }
 
 /// [`packet::icmp`] of the packet at hand.
@@ -82,8 +85,8 @@ pub(crate) const fn side_of(side: u32) -> Side {
 /// [`refuse`] of IPv4.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn lb_refuse4(ctx: *mut __sk_buff, l3: u32) -> i32 {
-    refuse::<Addr4>(ctx, l3)
+pub(crate) extern "C" fn lb_refuse4(ctx: *mut __sk_buff, side: u32, l3: u32, why: u32) -> i32 {
+    refuse::<Addr4>(ctx, side, l3, why)
 }
 
 /// [`icmp`] of IPv4.
@@ -117,8 +120,8 @@ pub(crate) extern "C" fn lb_later4(side: u32, id: u32) -> u32 {
 /// [`refuse`] of IPv6.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn lb_refuse6(ctx: *mut __sk_buff, l3: u32) -> i32 {
-    refuse::<Addr>(ctx, l3)
+pub(crate) extern "C" fn lb_refuse6(ctx: *mut __sk_buff, side: u32, l3: u32, why: u32) -> i32 {
+    refuse::<Addr>(ctx, side, l3, why)
 }
 
 /// [`icmp`] of IPv6.

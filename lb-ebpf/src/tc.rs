@@ -3,17 +3,22 @@
 
 use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, programs::TcContext};
 use lb_common::{
-    abi::{Addr, Addr4, FlowKey},
-    datapath::packet::{
-        self, Flows, Route, Seen, Side, Table, Verdict, Way,
-        parse::{Packet as _, Part as _},
-        refuse::Answers,
+    abi::{Addr, Addr4, Reason},
+    datapath::{
+        packet::{
+            self, Seen, Side, Table, Verdict, Way, Work,
+            parse::{Packet as _, Part as _},
+            refuse::{Answers, Why},
+        },
+        tables::Tables as _,
     },
 };
 
 use crate::{
-    flows::{Family, Scratch, look_up_for, table, table_of, verdict_of},
-    skb::{Layout, Skb},
+    flows::{Family, Scratch, table, table_of, verdict_of},
+    rewrite::Layout,
+    routes::{Out, look_up_for, look_up_out},
+    skb::Skb,
     tables::BpfTables,
 };
 
@@ -106,6 +111,8 @@ enum Step {
     Opens { former: Option<Table> },
     /// It is one of ICMP.
     Message,
+    /// It stays, and its sender is told.
+    TooBig { mtu: u32 },
 }
 
 impl Step {
@@ -116,6 +123,7 @@ impl Step {
             #[expect(clippy::cast_sign_loss, reason = "the way back is the same")]
             Self::Done(action) => action as u32 as u64,
             Self::Message => 1 << 32,
+            Self::TooBig { mtu } => 3 << 32 | mtu as u64,
             Self::Opens { former } => 2 << 32 | table(former) as u64,
         }
     }
@@ -127,6 +135,7 @@ impl Step {
         match number >> 32 {
             0 => Self::Done(number as i32),
             1 => Self::Message,
+            3 => Self::TooBig { mtu: number as u32 },
             _ => Self::Opens { former: table_of(number as u32) },
         }
     }
@@ -139,14 +148,19 @@ fn decide<A: Family>(ctx: *mut __sk_buff, side: Side, start: Start) -> i32 {
     let l3 = start.l3();
     let verdict = match Step::of(A::call_see(ctx, side, start)) {
         Step::Done(action) => return action,
+        Step::TooBig { mtu } => return A::call_refuse(ctx, side, l3, Why::TooBig { mtu }),
         Step::Message => A::call_icmp(ctx, side, Skb::again(ctx).ifindex()),
         Step::Opens { former } => open::<A>(ctx, former),
     };
     match verdict {
         Verdict::Pass => NEXT,
         Verdict::Drop => DROP,
-        Verdict::Refuse => A::call_refuse(ctx, l3),
-        Verdict::Translate(way) => A::call_translate(ctx, side, l3, way),
+        Verdict::Refuse => A::call_refuse(ctx, side, l3, Why::Closed),
+        Verdict::Translate(way) => match Step::of(A::call_translate(ctx, side, l3, way)) {
+            Step::Done(action) => action,
+            Step::TooBig { mtu } => A::call_refuse(ctx, side, l3, Why::TooBig { mtu }),
+            Step::Message | Step::Opens { .. } => DROP,
+        },
     }
 }
 
@@ -191,7 +205,10 @@ pub(crate) fn see<A: Family + Layout + Answers>(ctx: *mut __sk_buff, side: Side,
     let Verdict::Translate(way) = verdict else {
         return done(if verdict == Verdict::Pass { NEXT } else { DROP });
     };
-    let Ok(exit) = exit(tables, &work.after, way) else { return done(DROP) };
+    let exit = match exit(skb, tables, l3, work, way) {
+        Ok(exit) => exit,
+        Err(step) => return step.number(),
+    };
     let written = skb.rewrite_known(l3 as usize, &work.packet, &work.after, exit != Exit::Stack);
     done(if written { leave(skb, tables, l3, exit) } else { DROP })
 }
@@ -203,22 +220,30 @@ pub(crate) fn translate<A: Family + Layout + Answers>(
     side: Side,
     l3: u32,
     way: u64,
-) -> i32 {
-    let (Verdict::Translate(way), Some(scratch)) = (verdict_of(way), A::scratch(side)) else { return DROP };
+) -> u64 {
+    let done = |action| Step::Done(action).number();
+    let (Verdict::Translate(way), Some(scratch)) = (verdict_of(way), A::scratch(side)) else {
+        return done(DROP);
+    };
     if l3 > MOST_L3 {
-        return DROP;
+        return done(DROP);
     }
     // SAFETY: see `see`.
     let Scratch { work, lookup } = unsafe { &mut *scratch };
-    let skb = &Skb::again(ctx);
+    let skb = &Skb::rare(ctx);
     let tables = &BpfTables { ctx: skb.ctx(), ifindex: skb.ifindex(), lookup };
-    let Ok(exit) = exit(tables, &work.after, way) else { return DROP };
+    let exit = match exit(skb, tables, l3, work, way) {
+        Ok(exit) => exit,
+        // Nobody is told of an error about an error (RFC 1122 3.2.2).
+        Err(_) if work.packet.key.proto == A::ICMP => return done(DROP),
+        Err(step) => return step.number(),
+    };
     let written = if work.packet.key.proto == A::ICMP {
         A::call_retell(ctx, side, l3, exit != Exit::Stack)
     } else {
         skb.rewrite(l3 as usize, &work.packet, &work.after, exit != Exit::Stack)
     };
-    if written { leave(skb, tables, l3, exit) } else { DROP }
+    done(if written { leave(skb, tables, l3, exit) } else { DROP })
 }
 
 /// Where a translated packet goes.
@@ -232,19 +257,32 @@ enum Exit {
     Found,
 }
 
-/// Where a translated packet goes. An error if it cannot leave.
+/// Where a translated packet goes; or what becomes of one that cannot leave.
 #[inline(always)]
-fn exit<A: Family>(tables: &BpfTables, after: &FlowKey<A>, way: Way) -> Result<Exit, ()> {
-    match way {
-        Way::On => Ok(Exit::Stack),
-        Way::Device { ifindex } => {
-            let is_found = look_up_for(tables, after, ifindex);
-            Ok(if is_found { Exit::Found } else { Exit::Device(ifindex) })
+fn exit<A: Family + Layout>(
+    skb: &Skb,
+    tables: &BpfTables,
+    l3: u32,
+    work: &Work<A>,
+    way: Way,
+) -> Result<Exit, Step> {
+    let (asked, unknown) = match way {
+        Way::On => return Ok(Exit::Stack),
+        Way::Device { ifindex } => (Some(ifindex), Ok(Exit::Device(ifindex))),
+        Way::Routed => (None, Err(Step::Done(DROP))),
+    };
+    let len = skb.len_out(l3 as usize, &work.packet);
+    let out = match asked {
+        Some(ifindex) => look_up_for(tables, &work.after, ifindex, len),
+        None => look_up_out(tables, &work.after, (tables.ifindex, 0), len),
+    };
+    match out {
+        Out::Found => Ok(Exit::Found),
+        Out::Unknown => unknown,
+        Out::TooBig { mtu } => {
+            tables.count(Reason::TooBig);
+            Err(Step::TooBig { mtu })
         }
-        Way::Routed => match tables.route(after) {
-            Route::Out { .. } => Ok(Exit::Found),
-            Route::Local | Route::None => Err(()),
-        },
     }
 }
 

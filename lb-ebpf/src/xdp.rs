@@ -19,7 +19,8 @@ use lb_common::{
 };
 
 use crate::{
-    flows::{Family, SUCCESS, Scratch, look_up},
+    flows::{Family, Scratch},
+    routes::{SUCCESS, look_up},
     skb::Bytes,
     tables::BpfTables,
 };

@@ -17,8 +17,8 @@ pub struct Device {
     pub bits: u32,
     /// Interface index of the bridge that it is a port of, 0 if of none: who is behind it is reached by that.
     pub controller: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Largest packet that it takes, in bytes with the IP header.
+    pub mtu: u32,
 }
 
 impl Device {
@@ -36,7 +36,7 @@ impl Device {
         v4: Addr4 { octets: [0; 4] },
         bits: 0,
         controller: 0,
-        pad: 0,
+        mtu: 0,
     };
 
     /// Whether every bit of `bits` is set.

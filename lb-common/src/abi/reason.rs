@@ -52,11 +52,13 @@ pub enum Reason {
     IcmpError = 22,
     /// A packet of a known flow was sent on at XDP.
     Express = 23,
+    /// A packet was not sent on: the way to its backend takes smaller ones only.
+    TooBig = 24,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Connect,
         Self::Send,
         Self::RefusedConnect,
@@ -81,6 +83,7 @@ impl Reason {
         Self::Unanswered,
         Self::IcmpError,
         Self::Express,
+        Self::TooBig,
     ];
 
     /// Name in metrics and tools.
@@ -110,6 +113,7 @@ impl Reason {
             Self::Unanswered => "unanswered",
             Self::IcmpError => "icmp_error",
             Self::Express => "express",
+            Self::TooBig => "too_big",
         }
     }
 
@@ -148,6 +152,9 @@ impl Reason {
             Self::Unanswered => "refused packets without an answer: ICMP errors are limited",
             Self::IcmpError => "ICMP errors about a flow that were translated",
             Self::Express => "packets sent on at XDP, before the kernel has made anything of them",
+            Self::TooBig => {
+                "packets whose sender was told that the way to their backend takes smaller ones only"
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The answer to a packet that is refused, made of the packet itself: a reset, or "port unreachable" (NE-1).
+//! The answer to a packet that is refused, made of the packet itself: a reset, or "port unreachable" (NE-1), or "too big".
 //!
 //! The source is the address that was asked. The frame goes back to the link-layer address that it came from, so no route and no
 //! neighbour is asked for. What has options or extension headers gets no answer: hardly anybody sends that, and all places are
@@ -35,8 +35,39 @@ pub(super) const ICMP: usize = 8;
 const TCP: usize = 20;
 /// Bytes behind the IP header that ICMP errors show of a packet (RFC 792): ports, and what UDP has beside them.
 const QUOTED: usize = 8;
-/// Those that SCTP needs, to see that its own INIT is meant (RFC 9260 10).
-const QUOTED_SCTP: usize = 20;
+/// Those that SCTP needs, to see that its own INIT is meant (RFC 9260 10); and TCP, whose checksum may still be the network card's task.
+const QUOTED_MORE: usize = 20;
+
+/// Why a packet is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Why {
+    /// Nobody serves it.
+    Closed,
+    /// The way to who does takes packets of this many bytes, IP header included: its sender is to send smaller ones.
+    TooBig {
+        /// Above 0.
+        mtu: u32,
+    },
+}
+
+impl Why {
+    /// As one number.
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Closed => 0,
+            Self::TooBig { mtu } => mtu,
+        }
+    }
+
+    /// The reason of a [`number`](Self::number).
+    #[inline(always)]
+    pub const fn of(number: u32) -> Self {
+        match number {
+            0 => Self::Closed,
+            mtu => Self::TooBig { mtu },
+        }
+    }
+}
 
 /// How many ICMP errors a CPU has sent lately: somebody who forges his source must not make this node flood it. As many as the kernel sends by
 /// itself (`icmp_msgs_per_sec`), from each CPU.
@@ -79,6 +110,10 @@ pub trait Answers: Header {
     const ICMP: Proto;
     /// The first word of "port unreachable" (RFC 792, RFC 4443 3.1), without its checksum.
     const UNREACHABLE: u32;
+    /// That of "fragmentation needed" and of "packet too big" (RFC 1191 4, RFC 4443 3.2). The second word is the MTU.
+    const TOO_BIG: u32;
+    /// What every way takes (RFC 791 3.2, RFC 8200 5): said where nobody knows more.
+    const LEAST_MTU: u32;
     /// Whether the address is that of one host: errors to others are not sent (RFC 1122 3.2.2, RFC 4443 2.4 e).
     fn is_one(self) -> bool;
     /// Writes a header before `len` bytes of `key.proto`. False if it cannot be written.
@@ -95,6 +130,8 @@ impl Answers for Addr4 {
     const LEN: usize = 20;
     const ICMP: Proto = Proto { number: 1 };
     const UNREACHABLE: u32 = 3 << 24 | 3 << 16;
+    const TOO_BIG: u32 = 3 << 24 | 4 << 16;
+    const LEAST_MTU: u32 = 576;
 
     #[inline(always)]
     fn is_one(self) -> bool {
@@ -135,6 +172,8 @@ impl Answers for Addr {
     const LEN: usize = 40;
     const ICMP: Proto = Proto { number: 58 };
     const UNREACHABLE: u32 = 1 << 24 | 4 << 16;
+    const TOO_BIG: u32 = 2 << 24;
+    const LEAST_MTU: u32 = 1280;
 
     #[inline(always)]
     fn is_one(self) -> bool {
@@ -202,21 +241,23 @@ pub fn refuse<A: Answers, W: Flows<A>, P: Reshape>(
     packet: &mut P,
     l3: usize,
     headers: &Headers<A>,
+    why: Why,
 ) -> bool {
     if headers.l4 != l3.wrapping_add(A::LEN) || !headers.key.src.is_one() {
         return false;
     }
     // Opaque: of an offset that is known to be another one plus a number, LLVM makes pointers that the verifier cannot connect.
     let (l3, headers) = (black_box(l3), &Headers { l4: black_box(headers.l4), ..*headers });
-    let answered = match (headers.key.proto, headers.fragment.piece) {
-        (_, Piece::Later) | (Proto::TCP, Piece::First) => false,
-        (Proto::TCP, Piece::Whole) => reset(packet, l3, headers),
-        // A reset is not larger than what it answers. This is, so there are not many of them.
+    let answered = match (headers.key.proto, headers.fragment.piece, why) {
+        (_, Piece::Later, _) | (Proto::TCP, Piece::First, _) => false,
+        (Proto::TCP, Piece::Whole, Why::Closed) => reset(packet, l3, headers),
+        // A reset is not larger than what it answers. This may be, so there are not many of them.
         _ if !world.may_tell() => {
             world.count(Reason::Unanswered);
             false
         }
-        _ => unreachable(packet, l3, headers),
+        (_, _, Why::Closed) => unreachable(packet, l3, headers, [A::UNREACHABLE, 0]),
+        (_, _, Why::TooBig { mtu }) => unreachable(packet, l3, headers, [A::TOO_BIG, mtu]),
     };
     answered && turn(packet, l3)
 }
@@ -256,19 +297,26 @@ fn reset<A: Answers, P: Reshape>(packet: &mut P, l3: usize, headers: &Headers<A>
         && put(packet, l4.wrapping_add(16), [u32::from(u16::from_be(checksum)) << 16].map(u32::to_be))
 }
 
-/// RFC 792, RFC 4443 3.1: port unreachable.
+/// RFC 792, RFC 4443: an error with these words before what it quotes, but for its checksum.
 #[inline(always)]
-fn unreachable<A: Answers, P: Reshape>(packet: &mut P, l3: usize, headers: &Headers<A>) -> bool {
+fn unreachable<A: Answers, P: Reshape>(
+    packet: &mut P,
+    l3: usize,
+    headers: &Headers<A>,
+    [says, more]: [u32; 2],
+) -> bool {
     if l3 > ETHERNET {
         // A tag in the frame: the kernel makes room before it.
         return false;
     }
-    let Headers { l4, .. } = *headers;
-    let sctp = headers.key.proto == Proto::SCTP;
-    let quoted = if sctp { QUOTED_SCTP } else { QUOTED };
-    let Some(field) = packet.part::<8>(l4) else { return false };
-    let field = field.load16(6).to_be();
-    let unfinished = headers.key.proto == Proto::UDP && packet.is_unfinished(l4.wrapping_add(6));
+    let Headers { l4, key: FlowKey { proto, .. }, .. } = *headers;
+    let quotes_more = proto != Proto::UDP;
+    let quoted = if quotes_more { QUOTED_MORE } else { QUOTED };
+    // Where UDP and TCP have their checksums. Nobody finishes that of SCTP here: it is not the sum that this is about.
+    let at = l4.wrapping_add(if proto == Proto::TCP { 16 } else { 6 });
+    let Some(field) = packet.part::<2>(at) else { return false };
+    let field = field.load16(0).to_be();
+    let unfinished = proto != Proto::SCTP && packet.is_unfinished(at);
     if !packet.resize(l4.wrapping_add(quoted)) {
         return false;
     }
@@ -279,7 +327,7 @@ fn unreachable<A: Answers, P: Reshape>(packet: &mut P, l3: usize, headers: &Head
     } else {
         let Some(part) = packet.part::<8>(l4) else { return false };
         sum = sum.and(sum_of([0, 4].map(|at| u32::from_ne_bytes(part.load32(at)))));
-        if sctp {
+        if quotes_more {
             let Some(part) = packet.part::<12>(l4.wrapping_add(8)) else { return false };
             sum = sum.and(sum_of([0, 4, 8].map(|at| u32::from_ne_bytes(part.load32(at)))));
         }
@@ -289,10 +337,10 @@ fn unreachable<A: Answers, P: Reshape>(packet: &mut P, l3: usize, headers: &Head
     if !A::CHECKSUM_IN_HEADER {
         sum = sum.and(A::pseudo(&key, len));
     }
-    let checksum = sum.and(sum_of([A::UNREACHABLE.to_be()])).checksum();
+    let checksum = sum.and(sum_of([says, more].map(u32::to_be))).checksum();
     packet.make_room(l3, A::LEN.wrapping_add(ICMP))
         && A::write_new(packet, l3, &key, len)
-        && put(packet, l4, [(A::UNREACHABLE | u32::from(u16::from_be(checksum))).to_be(), 0])
+        && put(packet, l4, [says | u32::from(u16::from_be(checksum)), more].map(u32::to_be))
 }
 
 /// Sends a frame back where it came from.
