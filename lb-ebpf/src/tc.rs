@@ -207,7 +207,7 @@ pub(crate) fn see<A: Family + Layout + Answers>(ctx: *mut __sk_buff, side: Side,
     };
     let exit = match exit(skb, tables, l3, work, way) {
         Ok(exit) => exit,
-        Err(step) => return step.number(),
+        Err(step) => return step,
     };
     let written = skb.rewrite_known(l3 as usize, &work.packet, &work.after, exit != Exit::Stack);
     done(if written { leave(skb, tables, l3, exit) } else { DROP })
@@ -236,7 +236,7 @@ pub(crate) fn translate<A: Family + Layout + Answers>(
         Ok(exit) => exit,
         // Nobody is told of an error about an error (RFC 1122 3.2.2).
         Err(_) if work.packet.key.proto == A::ICMP => return done(DROP),
-        Err(step) => return step.number(),
+        Err(step) => return step,
     };
     let written = if work.packet.key.proto == A::ICMP {
         A::call_retell(ctx, side, l3, exit != Exit::Stack)
@@ -257,7 +257,8 @@ enum Exit {
     Found,
 }
 
-/// Where a translated packet goes; or what becomes of one that cannot leave.
+/// Where a translated packet goes; or the number of the [`Step`] of one that cannot leave: LLVM reads parts of an enum that
+/// it knows nobody asks for, and the verifier does not.
 #[inline(always)]
 fn exit<A: Family + Layout>(
     skb: &Skb,
@@ -265,11 +266,11 @@ fn exit<A: Family + Layout>(
     l3: u32,
     work: &Work<A>,
     way: Way,
-) -> Result<Exit, Step> {
+) -> Result<Exit, u64> {
     let (asked, unknown) = match way {
         Way::On => return Ok(Exit::Stack),
         Way::Device { ifindex } => (Some(ifindex), Ok(Exit::Device(ifindex))),
-        Way::Routed => (None, Err(Step::Done(DROP))),
+        Way::Routed => (None, Err(Step::Done(DROP).number())),
     };
     let len = skb.len_out(l3 as usize, &work.packet);
     let out = match asked {
@@ -281,7 +282,7 @@ fn exit<A: Family + Layout>(
         Out::Unknown => unknown,
         Out::TooBig { mtu } => {
             tables.count(Reason::TooBig);
-            Err(Step::TooBig { mtu })
+            Err(Step::TooBig { mtu }.number())
         }
     }
 }

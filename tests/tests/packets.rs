@@ -19,7 +19,7 @@ use lb_common::abi::{
     FrontendKind, L4Addr, PacketLb, Proto, Run, Service, ServiceFlags, ServiceId, Slot,
 };
 use lb_common::datapath::packet::parse::{Headers, v4, v6};
-use lb_common::datapath::packet::refuse::refuse;
+use lb_common::datapath::packet::refuse::{Why, refuse};
 use lb_common::datapath::packet::rewrite::rewrite;
 use lb_common::datapath::packet::{
     Errors, Flows, Route, Side, Verdict, Way, Work, egress, icmp, ingress, retell,
@@ -300,7 +300,7 @@ fn decide<A: Family + Errors>(
         Verdict::Pass => return (NEXT, packet.bytes.clone()),
         Verdict::Drop => return (DROP, packet.bytes.clone()),
         Verdict::Refuse => {
-            let answered = refuse(world, &mut frame, l3, &work.packet);
+            let answered = refuse(world, &mut frame, l3, &work.packet, Why::Closed);
             return if answered { (REDIRECT, frame.bytes) } else { (DROP, packet.bytes.clone()) };
         }
         Verdict::Translate(way) => way,

@@ -170,9 +170,10 @@ pub struct MapArgs {
     pub map_max_affinity: u32,
     /// How many flows of packets that have proved both directions are remembered at least, for each family that this node has: nothing
     /// that comes later evicts them. A quarter as many that have not proved both are remembered beside them. Maps that are in use
-    /// keep their size: another number takes effect after `lb-agent cleanup` or a reboot.
+    /// keep their size: another number takes effect after `lb-agent cleanup` or a reboot. The default is the least that kube-proxy gives
+    /// connection tracking (--conntrack-min).
     #[arg(
-        long, env = "LB_MAP_MAX_FLOWS", default_value_t = 65_536,
+        long, env = "LB_MAP_MAX_FLOWS", default_value_t = 131_072,
         value_parser = clap::value_parser!(u32).range(2..=1 << 24), value_name = "FLOWS"
     )]
     pub map_max_flows: u32,

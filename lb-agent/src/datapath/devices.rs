@@ -159,11 +159,13 @@ fn is_for_use(addr: IpAddr, flags: AddressHeaderFlags, extended: AddressFlags) -
 }
 
 fn link(message: &LinkMessage) -> Option<Link> {
-    let (mut name, mut controller, mut kind, mut is_tethered) = (None, None, LinkKind::Other, false);
+    let (mut name, mut controller, mut mtu) = (None, None, 0);
+    let (mut kind, mut is_tethered) = (LinkKind::Other, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.as_str().into()),
             LinkAttribute::Controller(index) => controller = Some(*index),
+            LinkAttribute::Mtu(bytes) => mtu = *bytes,
             LinkAttribute::LinkNetNsId(_) => is_tethered = true,
             LinkAttribute::LinkInfo(infos) => {
                 let is = |wanted| infos.contains(&LinkInfo::Kind(wanted));
@@ -197,7 +199,16 @@ fn link(message: &LinkMessage) -> Option<Link> {
         | LinkLayerType::Ppp => Some(Layer::Ip),
         _ => None,
     };
-    Some(Link { name: name?, kind, controller, layer, addrs: Vec::new(), has_gateway: false, router: None })
+    Some(Link {
+        name: name?,
+        kind,
+        controller,
+        layer,
+        addrs: Vec::new(),
+        has_gateway: false,
+        router: None,
+        mtu,
+    })
 }
 
 /// Devices that a route through a gateway leads out of, and the gateway if it is an IPv6 one; those of more general routes first.

@@ -33,6 +33,8 @@ pub struct Link {
     pub has_gateway: bool,
     /// The router of the most general IPv6 route out of it.
     pub router: Option<Ipv6Addr>,
+    /// Largest packet that it takes, in bytes with the IP header.
+    pub mtu: u32,
 }
 
 /// An address of a device.
@@ -226,7 +228,7 @@ fn entry(links: &Links, link: &Link, role: Option<Role>, fallback: [Option<IpAdd
         v4: v4.map_or(Device::NONE.v4, Addr4::narrow),
         bits,
         controller: link.controller.filter(|controller| links.contains_key(controller)).unwrap_or(0),
-        pad: 0,
+        mtu: link.mtu,
     }
 }
 
@@ -247,6 +249,7 @@ mod tests {
             addrs: addrs.iter().map(address).collect(),
             has_gateway: false,
             router: None,
+            mtu: 1500,
         }
     }
 

@@ -68,6 +68,13 @@ struct Args {
     out: Option<PathBuf>,
 }
 
+impl Args {
+    /// Flows of a family that are open at once: those of every cell, for flows of the one before are not over when the next begins.
+    fn room(&self) -> u32 {
+        (2 * self.flows.iter().sum::<u32>()).max(1 << 17).next_power_of_two()
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum Part {
     /// Nanoseconds of our programs alone.
@@ -206,8 +213,12 @@ fn sizes(args: &Args, wires: &[Wire], mut peers: Option<Peers<'_>>, cells: &mut 
         let services: Vec<_> =
             (0..size).flat_map(|number| peers::objects_of(number, size, backends)).collect();
         home.apply("services", &services)?;
-        let agent =
-            Agent::start_with(ours.node(), &home, ["--devices", "up0,down0", "--pod-devices", "pod*"])?;
+        let room = args.room().to_string();
+        let agent = Agent::start_with(
+            ours.node(),
+            &home,
+            ["--devices", "up0,down0", "--pod-devices", "pod*", "--map-max-flows", &room],
+        )?;
         let mut remark = None;
         if let Some(peers) = &mut peers {
             for place in [Where::Elsewhere, Where::Here] {

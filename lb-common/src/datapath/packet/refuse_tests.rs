@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::{
     parse::{Headers, Packet, v4, v6},
-    refuse::{Answers, Budget, Reshape, refuse},
+    refuse::{Answers, Budget, Reshape, Why, refuse},
     rewrite::PacketMut,
 };
 use crate::{
@@ -73,10 +73,10 @@ fn request(is_v6: bool, said: Said, payload: &[u8]) -> Vec<u8> {
 }
 
 /// What another library answers.
-fn answer(is_v6: bool, said: Said, request: &[u8], payload: usize) -> Vec<u8> {
+fn answer(is_v6: bool, said: Said, why: Why, request: &[u8], payload: usize) -> Vec<u8> {
     let builder = PacketBuilder::ethernet2([4; 6], [2; 6]).ip(ip(is_v6, (SERVICE, CLIENT), 64));
     let mut bytes = Vec::new();
-    if let Said::Tcp(flags) = said {
+    if let (Said::Tcp(flags), Why::Closed) = (said, why) {
         let length = u32::try_from(payload).unwrap() + u32::from(flags & 1) + u32::from(flags >> 1 & 1);
         let tcp = if flags & 16 == 0 {
             builder.tcp(80, 4000, 0, 0).rst().ack(1000 + length)
@@ -87,32 +87,41 @@ fn answer(is_v6: bool, said: Said, request: &[u8], payload: usize) -> Vec<u8> {
         return bytes;
     }
     let header = if is_v6 { 40 } else { 20 };
-    let quoted = header + if matches!(said, Said::Sctp) { 20 } else { 8 };
+    let quoted = header + if matches!(said, Said::Udp) { 8 } else { 20 };
     let quoted = &request[L3..L3 + quoted];
     if is_v6 {
-        let said = icmpv6::DestUnreachableCode::Port;
-        let said = etherparse::Icmpv6Type::DestinationUnreachable(said);
+        let said = match why {
+            Why::Closed => etherparse::Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Port),
+            Why::TooBig { mtu } => etherparse::Icmpv6Type::PacketTooBig { mtu },
+        };
         builder.icmpv6(said).write(&mut bytes, quoted).unwrap();
     } else {
-        let said = icmpv4::DestUnreachableHeader::Port;
+        let said = match why {
+            Why::Closed => icmpv4::DestUnreachableHeader::Port,
+            Why::TooBig { mtu } => {
+                let next_hop_mtu = u16::try_from(mtu).unwrap();
+                icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu }
+            }
+        };
         let said = etherparse::Icmpv4Type::DestinationUnreachable(said);
         builder.icmpv4(said).write(&mut bytes, quoted).unwrap();
     }
     bytes
 }
 
-fn run<P: Reshape>(world: &MemTables, is_v6: bool, packet: &mut P) -> bool {
+fn run<P: Reshape>(world: &MemTables, is_v6: bool, why: Why, packet: &mut P) -> bool {
     fn answered<A: Answers + Family, P: Reshape>(
         world: &MemTables,
         headers: Option<Headers<A>>,
+        why: Why,
         packet: &mut P,
     ) -> bool {
-        refuse(world, packet, L3, &headers.unwrap())
+        refuse(world, packet, L3, &headers.unwrap(), why)
     }
     if is_v6 {
-        answered::<Addr, _>(world, v6(packet, L3), packet)
+        answered::<Addr, _>(world, v6(packet, L3), why, packet)
     } else {
-        answered::<Addr4, _>(world, v4(packet, L3), packet)
+        answered::<Addr4, _>(world, v4(packet, L3), why, packet)
     }
 }
 
@@ -124,18 +133,23 @@ fn said() -> impl Strategy<Value = Said> {
     ]
 }
 
+fn why() -> impl Strategy<Value = Why> {
+    prop_oneof![Just(Why::Closed), (1280_u32..9000).prop_map(|mtu| Why::TooBig { mtu })]
+}
+
 proptest! {
     /// NE-1.
     #[test]
     fn every_byte_is_what_another_library_answers(
         is_v6: bool,
         said in said(),
+        why in why(),
         payload in prop::collection::vec(any::<u8>(), 0..64),
     ) {
         let bytes = request(is_v6, said, &payload);
         let mut frame = Frame { bytes: bytes.clone() };
-        prop_assert!(run(&MemTables::default(), is_v6, &mut frame));
-        prop_assert_eq!(frame.bytes, answer(is_v6, said, &bytes, payload.len()));
+        prop_assert!(run(&MemTables::default(), is_v6, why, &mut frame));
+        prop_assert_eq!(frame.bytes, answer(is_v6, said, why, &bytes, payload.len()));
     }
 
     /// The checksum of the L4 header is left to the network card, which knows the place of the field and nothing of what was changed.
@@ -143,6 +157,7 @@ proptest! {
     fn a_card_that_finishes_the_checksum_finds_its_field(
         is_v6: bool,
         said in said(),
+        why in why(),
         payload in prop::collection::vec(any::<u8>(), 0..64),
     ) {
         let bytes = request(is_v6, said, &payload);
@@ -154,7 +169,7 @@ proptest! {
         let l4 = L3 + if is_v6 { 40 } else { 20 };
         let mut unfinished = Unfinished { frame: Frame { bytes }, start: l4, field };
         unfinished.begin(is_v6);
-        prop_assert!(run(&MemTables::default(), is_v6, &mut unfinished));
+        prop_assert!(run(&MemTables::default(), is_v6, why, &mut unfinished));
         let finished = unfinished.finish();
         let sliced = SlicedPacket::from_ethernet(&finished).unwrap();
         prop_assert_eq!(checksums(&sliced), "right");
@@ -275,7 +290,7 @@ fn what_is_no_question_gets_no_answer() {
             let mut frame = Frame { bytes: request(is_v6, said, b"hello") };
             change(&mut frame.bytes);
             let before = frame.bytes.clone();
-            assert!(!run(&MemTables::default(), is_v6, &mut frame), "{what}");
+            assert!(!run(&MemTables::default(), is_v6, Why::Closed, &mut frame), "{what}");
             assert_eq!(frame.bytes, before, "{what}");
         };
         silent("a reset", &|_| {}, Said::Tcp(4));
@@ -305,7 +320,9 @@ fn what_is_no_question_gets_no_answer() {
 fn icmp_errors_are_limited_and_resets_are_not() {
     let world = MemTables::default();
     let answers = |said| {
-        (0..100).filter(|_| run(&world, false, &mut Frame { bytes: request(false, said, b"hello") })).count()
+        let ask =
+            |_: &i32| run(&world, false, Why::Closed, &mut Frame { bytes: request(false, said, b"hello") });
+        (0..100).filter(ask).count()
     };
     assert_eq!(answers(Said::Udp), 16);
     assert_eq!(world.counted(Reason::Unanswered), 84);
