@@ -74,6 +74,11 @@ fn route(netns: &Netns, to: Option<u8>, (by, host): (u8, u8)) {
 impl Net {
     /// `mtu` of the link between the client's routers, and of that between those of the backend.
     fn new(mtu: (u32, u32)) -> Self {
+        Self::of(mtu, (WIDE, WIDE))
+    }
+
+    /// `own` are those of the node's devices towards the client and towards the backend. The other ends take more.
+    fn of(mtu: (u32, u32), own: (u32, u32)) -> Self {
         let [client, node, pod, far] = ["client", "node", "pod", "far"].map(|name| Netns::new(name).unwrap());
         let routers = ["r1", "r2", "r3", "r4"].map(|name| Netns::new(name).unwrap());
         let [r1, r2, r3, r4] = &routers;
@@ -88,6 +93,7 @@ impl Net {
         join(5, (r3, "right"), (r4, "left"), mtu.1);
         join(6, (r4, "right"), (&far, "eth0"), WIDE);
         join(7, (&node, "pod0"), (&pod, "eth0"), WIDE);
+        node.ip(&format!("link set uplink mtu {}\nlink set ov mtu {}", own.0, own.1)).unwrap();
         route(&client, None, (1, 2));
         route(r1, None, (2, 2));
         route(r2, None, (3, 2));
@@ -101,7 +107,7 @@ impl Net {
         route(r4, None, (5, 1));
         route(&far, None, (6, 1));
         route(&pod, None, (7, 1));
-        let ebpf = programs(&node);
+        let ebpf = programs(&node, own);
         Self { client, _node: node, pod, far, ebpf, _routers: routers.into() }
     }
 
@@ -113,7 +119,7 @@ impl Net {
 }
 
 /// Services at NodePort 30080, served by `far`; at 30081, served by `pod`; at 30082, served by nobody. Cluster IPs end in the same digit.
-fn world(node: &Netns) -> MemTables {
+fn world(node: &Netns, own: (u32, u32)) -> MemTables {
     let mut world = MemTables { ports: (2000..2400).collect(), ..MemTables::default() };
     for (is_v6, family) in [(false, 0), (true, 10)] {
         let nobody = if is_v6 { ip("::") } else { ip("0.0.0.0") };
@@ -125,12 +131,13 @@ fn world(node: &Netns) -> MemTables {
             world.addresses.insert(at(is_v6, number, host).into(), Address::NODE);
         }
     }
-    for (device, (number, host), bits) in
-        [("uplink", (3, 2), 0), ("ov", (4, 1), 0), ("pod0", (7, 1), Device::PODS)]
+    for (device, (number, host), bits, mtu) in
+        [("uplink", (3, 2), 0, own.0), ("ov", (4, 1), 0, own.1), ("pod0", (7, 1), Device::PODS, WIDE)]
     {
         let ifindex = node.run(|| nix::net::if_::if_nametoindex(device).unwrap());
         let v4 = Addr4::narrow(at(false, number, host).into());
-        world.devices.insert(ifindex, Device { v4, v6: at(true, number, host).into(), bits, ..Device::NONE });
+        let v6 = at(true, number, host).into();
+        world.devices.insert(ifindex, Device { v4, v6, bits, mtu, ..Device::NONE });
     }
     world.config = Some(Config {
         node_port_min: 30_080,
@@ -142,9 +149,9 @@ fn world(node: &Netns) -> MemTables {
     world
 }
 
-fn programs(node: &Netns) -> Ebpf {
+fn programs(node: &Netns, own: (u32, u32)) -> Ebpf {
     let mut ebpf = load().unwrap();
-    fill(&mut ebpf, &world(node)).unwrap();
+    fill(&mut ebpf, &world(node, own)).unwrap();
     for device in ["uplink", "ov", "pod0"] {
         attach(node, &mut ebpf, device, false).unwrap();
     }
@@ -261,6 +268,24 @@ fn a_client_learns_of_a_narrow_link_towards_the_backend() {
         transfers(&net, from, to, (&net.far, at(to.is_ipv6(), 6, 2)));
         assert!(net.counted(Reason::IcmpError) > before, "{to}");
         assert_eq!(believed(from, to.ip()), "1400", "{to}");
+    }
+}
+
+/// 2.25-icmp: what leaves past the stack is not larger than its way takes, and its sender learns of it.
+#[test]
+fn both_ends_learn_of_a_narrow_link_of_the_node_itself() {
+    needs_root!();
+    for own in [(WIDE, NARROW), (NARROW, WIDE)] {
+        let net = Net::of((WIDE, WIDE), own);
+        for is_v6 in [false, true] {
+            let before = net.counted(Reason::TooBig);
+            let to = SocketAddr::new(at(is_v6, 3, 2), 30_080);
+            transfers(&net, &net.client, to, (&net.far, at(is_v6, 6, 2)));
+            assert!(net.counted(Reason::TooBig) > before, "{to} {own:?}");
+            let (told, of) =
+                if own.1 == NARROW { (&net.client, to.ip()) } else { (&net.far, at(is_v6, 4, 1)) };
+            assert_eq!(believed(told, of), "1400", "{to} {own:?}");
+        }
     }
 }
 
