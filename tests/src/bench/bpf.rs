@@ -53,6 +53,14 @@ impl Kind {
             Self::Xdp => [0, 4],
         }
     }
+
+    /// Where it says it is for, as aya does: kernels from 6.18 on let programs call only those for the same place.
+    const fn attach_type(self) -> u32 {
+        match self {
+            Self::Tc => 0,
+            Self::Xdp => XDP,
+        }
+    }
 }
 
 /// A register.
@@ -255,7 +263,7 @@ impl Code {
             flags: 0,
             name: short,
             ifindex: 0,
-            attach_type: 0,
+            attach_type: kind.attach_type(),
         };
         let loaded = create(PROG_LOAD, &attr);
         let loaded = loaded.with_context(|| {

@@ -9,6 +9,7 @@ pub mod path;
 pub mod peers;
 pub mod plot;
 pub mod report;
+pub mod requests;
 pub mod runs;
 pub mod stats;
 pub mod wire;

@@ -2,16 +2,18 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{
     generator::Source,
-    peers::{IPTABLES, NFTABLES},
-    report::{Goal, OURS},
+    peers::{IPTABLES, NFTABLES, forget},
+    report::{Goal, OURS, OURS_XDP},
     stats::Spread,
-    wire::{To, Traffic, Where, Wire},
+    wire::{CABLES, To, Traffic, Where, Wire},
 };
+use crate::Home;
 
 /// Why writing to a String is never an error.
 const FITS: &str = "a String takes any text";
@@ -44,8 +46,27 @@ pub struct Cell {
     pub flows: Flows,
     /// What is not real about a lane.
     pub remark: Option<String>,
+    /// Why the lane with XDP says nothing and was left out.
+    pub void: Option<String>,
     /// Nanoseconds for each packet, and the part that was lost, by lane and round.
     pub rounds: BTreeMap<&'static str, Vec<[f64; 2]>>,
+}
+
+/// How many packets an agent's XDP has sent on so far.
+///
+/// # Errors
+/// It is not at both cables.
+pub fn expressed(home: &Home) -> Result<u64> {
+    let status = home.status()?;
+    let row = |rows: &Value, name: &str| {
+        let rows = rows.as_array().into_iter().flatten();
+        rows.filter(|row| row["name"] == name).next_back().cloned().unwrap_or(Value::Null)
+    };
+    for name in CABLES {
+        let said = row(&status["agent"]["devices"], name)["xdp"].clone();
+        ensure!(said == "native", "XDP of {name}: {said}");
+    }
+    row(&status["reasons"], "express")["count"].as_u64().context("no count of what XDP sent on")
 }
 
 /// One lane of a cell, summed up.
@@ -60,12 +81,12 @@ pub struct Summary {
 }
 
 impl Cell {
-    /// Measures `rounds` rounds of `count` packets in each lane.
+    /// Measures `rounds` rounds of `count` packets in each lane. `express` is the home of the agent with XDP.
     ///
     /// # Errors
     /// Packets do not arrive.
     pub fn measure(
-        wires: &[Wire],
+        (wires, express): (&[Wire], &Home),
         (size, v6): (u32, bool),
         (place, flows): (Where, Flows),
         (rounds, count): (u32, u32),
@@ -76,6 +97,7 @@ impl Cell {
             place,
             flows,
             remark: None,
+            void: None,
             rounds: BTreeMap::new(),
         };
         let (number, first, count) = match flows {
@@ -92,6 +114,7 @@ impl Cell {
             }
             lanes.push((wire, traffic, source));
         }
+        let before = expressed(express);
         for round in 0..rounds {
             // Another lane begins each round, so that none is always the first or after the same one.
             for at in 0..lanes.len() {
@@ -100,14 +123,30 @@ impl Cell {
                 if flows == Flows::New {
                     from = u64::from(round) * u64::from(count);
                     if [NFTABLES, IPTABLES].contains(&wire.name) {
-                        wire.forget()?;
+                        forget(&wire.node().netns)?;
                     }
                 }
                 let seen = wire.time(traffic, source, from, count)?;
                 cell.rounds.entry(wire.name).or_default().push(seen);
             }
         }
+        let sent = before.and_then(|before| Ok(expressed(express)? - before));
+        cell.judge_express(sent, u64::from(rounds) * (u64::from(count) + 1));
         Ok(cell)
+    }
+
+    /// Leaves the lane with XDP out if that was not there before and after, or has not sent on what it should.
+    fn judge_express(&mut self, sent: Result<u64>, packets: u64) {
+        // What a backend here gets, and the first packets of flows, are left to tc.
+        let is_its = self.place == Where::Elsewhere && self.flows != Flows::New;
+        let judged = sent.and_then(|sent| {
+            ensure!(!is_its || sent * 1000 >= packets * 999, "XDP has sent on {sent} of {packets} packets");
+            Ok(())
+        });
+        if let Err(why) = judged {
+            self.rounds.remove(OURS_XDP);
+            self.void = Some(format!("{why:#}"));
+        }
     }
 
     /// Sums up a lane.
@@ -158,11 +197,17 @@ impl Cell {
         )
         .expect(FITS);
         for lane in lanes {
-            let Some(Summary { ns, ratio, lost }) = self.summary(lane) else { continue };
+            let Some(Summary { ns, ratio, lost }) = self.summary(lane) else {
+                if let Some(why) = self.void.as_ref().filter(|_| *lane == OURS_XDP) {
+                    writeln!(text, "{lane:<17} VOID: {why}").expect(FITS);
+                }
+                continue;
+            };
+            let below: String = self.below(lane).map(|peer| format!("  BELOW {peer}")).collect();
             let remark = self.remark.as_deref().filter(|_| [NFTABLES, IPTABLES].contains(lane));
             writeln!(
                 text,
-                "{lane:<17} {:>9.0} {:>9.3} {:>24} {:>6.1}%{}",
+                "{lane:<17} {:>9.0} {:>9.3} {:>24} {:>6.1}%{below}{}",
                 ns.median,
                 1e3 / ns.median,
                 format!("{:.3} ({:.3}..{:.3})", ratio.median, ratio.min, ratio.max),
@@ -174,6 +219,15 @@ impl Cell {
         text
     }
 
+    /// The peers that a lane of ours is slower than.
+    fn below(&self, lane: &str) -> impl Iterator<Item = &'static str> {
+        let ours = self.summary(lane).filter(|_| [OURS, OURS_XDP].contains(&lane));
+        [NFTABLES, IPTABLES].into_iter().filter(move |peer| {
+            let theirs = self.summary(peer);
+            ours.zip(theirs).is_some_and(|(ours, theirs)| ours.ratio.median < theirs.ratio.median)
+        })
+    }
+
     /// Compares with G6.
     ///
     /// # Errors
@@ -181,22 +235,26 @@ impl Cell {
     pub fn goals(&self) -> Result<Vec<Goal>> {
         let place = self.title();
         let a_a = self.a_a();
-        let ours = self.summary(OURS).context("rounds of ours")?;
         let goal =
             |what: String, seen: f64, reached: bool| Goal { what: format!("{what}: {place}"), seen, reached };
-        let mut goals = vec![
-            goal("A-A within 3 %".into(), a_a, (a_a - 1.0).abs() <= 0.03),
-            goal("nothing of ours is lost".into(), ours.lost, ours.lost <= 0.001),
-        ];
-        let opens = self.flows == Flows::New;
-        if !opens {
-            goals.push(goal("G6 >= 0.90 of forwarding".into(), ours.ratio.median, ours.ratio.median >= 0.90));
+        let mut goals = vec![goal("A-A within 3 %".into(), a_a, (a_a - 1.0).abs() <= 0.03)];
+        self.summary(OURS).context("rounds of ours")?;
+        for lane in [OURS, OURS_XDP] {
+            let Some(ours) = self.summary(lane) else { continue };
+            goals.push(goal(format!("nothing of {lane} is lost"), ours.lost, ours.lost <= 0.001));
+            if self.flows != Flows::New {
+                let (seen, what) = (ours.ratio.median, format!("G6 {lane} >= 0.90 of forwarding"));
+                goals.push(goal(what, seen, seen >= 0.90));
+            }
+            for (peer, least) in [(NFTABLES, 1.3), (IPTABLES, 1.7)] {
+                let Some(theirs) = self.summary(peer) else { continue };
+                let over = ours.ratio.median / theirs.ratio.median;
+                goals.push(goal(format!("{lane} not below {peer}"), over, over >= 1.0));
+                goals.push(goal(format!("G6 {lane} >= {least} of {peer}"), over, over >= least));
+            }
         }
-        for (peer, least) in [(NFTABLES, 1.3), (IPTABLES, 1.7)] {
-            let Some(theirs) = self.summary(peer) else { continue };
-            let over = ours.ratio.median / theirs.ratio.median;
-            goals.push(goal(format!("not below {peer}"), over, over >= 1.0));
-            goals.push(goal(format!("G6 >= {least} of {peer}"), over, over >= least));
+        if self.void.is_some() {
+            goals.push(goal(format!("{OURS_XDP} serves"), 0.0, false));
         }
         Ok(goals)
     }
