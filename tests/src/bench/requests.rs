@@ -5,7 +5,7 @@
 
 use std::{fmt::Write as _, net::SocketAddr, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ use super::{
     report::{self, DIRECT, FITS, Goal, OURS},
     worker::Asking,
 };
-use crate::{Home, control_plane::objects};
+use crate::control_plane::objects;
 
 /// Ours without hooks at sockets: packets are translated at the pods' devices.
 pub const OURS_TC: &str = "lb-agent tc";
@@ -62,28 +62,19 @@ pub fn asked(v6: bool) -> SocketAddr {
     (cluster_ips(ASKED)[usize::from(v6)], SERVICE_PORT).into()
 }
 
-/// Packets that an agent has translated so far.
-fn translated(home: &Home) -> Result<u64> {
-    let status = home.status()?;
-    let rows = status["reasons"].as_array().context("no reasons")?;
-    let flows = rows.iter().filter(|row| row["name"] == "flow").filter_map(|row| row["count"].as_u64());
-    Ok(flows.sum())
-}
-
 impl Cell {
-    /// Measures `rounds` rounds of each lane. `tc` is the home of the agent without hooks at sockets.
+    /// Measures `rounds` rounds of each lane. The address of a Service leads nowhere by itself: who is answered was translated.
     ///
     /// # Errors
-    /// No request is answered; that agent has opened no flow.
+    /// No request is answered.
     pub fn measure(
-        (lanes, tc): (&[Lane], &Home),
+        lanes: &[Lane],
         (size, v6): (u32, bool),
         asking: Asking,
         (rounds, time): (u32, Duration),
     ) -> Result<Self> {
         let cell = report::Cell { size, family: if v6 { 6 } else { 4 }, ..report::Cell::default() };
         let mut cell = Self { asking, cell };
-        let before = translated(tc)?;
         for round in 0..rounds as usize {
             // Another lane begins each round, so that none is always the first or after the same one.
             for at in 0..lanes.len() {
@@ -96,10 +87,6 @@ impl Cell {
                 cell.cell.rounds.entry(lane.name).or_default().push(seen);
             }
         }
-        ensure!(
-            translated(tc)? >= before + u64::from(rounds),
-            "{OURS_TC}: flows were opened by somebody else"
-        );
         Ok(cell)
     }
 

@@ -26,7 +26,7 @@ use lb_common::{
 use serde::Serialize;
 
 use super::{
-    bpf::{Code, Kind, Program, go_first},
+    bpf::{Code, Kind, Map, Program, Reg, go_first},
     frames::{Cable, Says, frame},
     generator::Source,
     report::Goal,
@@ -61,6 +61,11 @@ const CABLE: Cable = Cable { to: [4; 6], from: [2, 0, 0, 0, 0, 0xfe] };
 
 /// The case that G5 is about.
 const EXPRESS_HIT: &str = "XDP hit, backend elsewhere";
+
+/// What the kernel takes for the look-up for a route that each hit at XDP needs, alone.
+const ROUTE: &str = "XDP a route, by the kernel alone";
+/// The same for the look-up in a hash as large and as full as that of flows, preallocated as that is, or not.
+const ENTRY: [&str; 2] = ["XDP an entry, by the kernel alone", "XDP an entry, not preallocated"];
 
 /// One figure.
 #[derive(Clone, Debug, Serialize)]
@@ -196,6 +201,11 @@ fn world(services: u32, v6: bool) -> Result<MemTables> {
     Ok(world)
 }
 
+/// Entries of the table of flows that are kept: two for each flow, of backends elsewhere and of those here.
+fn kept(flows: u32) -> u32 {
+    (4 * flows).max(1 << 17)
+}
+
 /// Where a packet meets a program of ours.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Hook {
@@ -231,8 +241,7 @@ impl Loaded {
     pub(super) fn new(object: &[u8], services: u32, flows: u32, v6: bool) -> Result<Self> {
         let mut loader = EbpfLoader::new();
         loader.override_global("LB_HAS_COARSE_CLOCK", &1_u32, true);
-        // Twice: those of backends elsewhere and of those here.
-        let kept = (4 * flows).max(1 << 17);
+        let kept = kept(flows);
         for (map, entries) in
             [("lb_new4", NEW), ("lb_new6", NEW), ("lb_flows4", kept), ("lb_flows6", kept), ("lb_frags", 64)]
         {
@@ -354,6 +363,8 @@ struct Lane {
     name: &'static str,
     source: Source,
     hook: Hook,
+    /// In our program's place.
+    instead: Option<Program>,
     answer: u32,
     opens: bool,
     next: u64,
@@ -426,6 +437,51 @@ pub fn two_instructions(kind: Kind, answer: i32) -> Result<Program> {
     code.program(kind, "bench_two")
 }
 
+/// A program that asks for the way to a backend.
+fn route(to: IpAddr) -> Result<Program> {
+    // struct bpf_fib_lookup: the family first, both addresses at 16 and 32.
+    let mut question = [0_u8; 64];
+    let mut put = |at: usize, bytes: &[u8]| question[at..at + bytes.len()].copy_from_slice(bytes);
+    match (node_ip(to.is_ipv6()), to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            put(0, &[2]);
+            put(16, &from.octets());
+            put(32, &to.octets());
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            put(0, &[10]);
+            put(16, &from.octets());
+            put(32, &to.octets());
+        }
+        _ => unreachable!("of one family"),
+    }
+    let asked = Map::array(64, 1)?;
+    asked.write(&question)?;
+    let mut code = Code::default();
+    code.copy(Reg::R6, Reg::R1).route(&asked, i32::try_from(UPLINK)?, "failed").if_not(Reg::R0, 0, "failed");
+    code.exit(PASS.cast_signed()).land("failed").exit(DROP.cast_signed());
+    code.program(Kind::Xdp, "bench_route")
+}
+
+/// A program that looks for the ends of frames in a hash that has those and three times as many.
+fn entry(frames: &[Vec<u8>], v6: bool, preallocated: bool) -> Result<Program> {
+    // Addresses and ports.
+    let (at, len) = if v6 { (22, 36) } else { (26, 12) };
+    let mut keys: Vec<Vec<u8>> = frames.iter().map(|frame| frame[at..at + len].to_vec()).collect();
+    for number in 0..3 * frames.len() as u64 {
+        let mut key = keys[0].clone();
+        key[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_ne_bytes());
+        keys.push(key);
+    }
+    let value = if v6 { size_of::<Flow<Addr>>() } else { size_of::<Flow<Addr4>>() };
+    let map = Map::hash(&keys, value, kept(u32::try_from(frames.len())?), preallocated)?;
+    let mut code = Code::default();
+    code.copy(Reg::R6, Reg::R1).packet(Kind::Xdp, 60, "none");
+    code.find(&map, (i16::try_from(at)?, i16::try_from(len)?), "none");
+    code.exit(PASS.cast_signed()).land("none").exit(DROP.cast_signed());
+    code.program(Kind::Xdp, "bench_entry")
+}
+
 /// Frames between ends.
 pub(super) fn frames_of(ends: &[[L4Addr; 2]], says: Says) -> Vec<Vec<u8>> {
     // In no order, as packets come.
@@ -449,7 +505,7 @@ fn lanes(ends: &Ends, flows: u32, v6: bool, is_wanted: impl Fn(&str, Hook) -> bo
         if is_wanted(name, hook) {
             let flows = u32::try_from(frames.len())?;
             let source = Source::new(hook.kind(), &frames)?;
-            lanes.push(Lane { name, source, hook, answer, opens, next: 0, flows });
+            lanes.push(Lane { name, source, hook, instead: None, answer, opens, next: 0, flows });
         }
         Ok(())
     };
@@ -478,6 +534,18 @@ fn lanes(ends: &Ends, flows: u32, v6: bool, is_wanted: impl Fn(&str, Hook) -> bo
     lane("XDP its answer", of(&ends.away[1], Says::Ack), Xdp, TX, false)?;
     // What XDP looks at for nothing: tc serves it.
     lane("XDP flow of a backend here", of(&ends.here[0], Says::Ack), Xdp, PASS, false)?;
+    lane(ROUTE, list(1, &elsewhere, Says::Ack), Xdp, PASS, false)?;
+    let requests = of(&ends.away[0], Says::Ack);
+    for name in ENTRY {
+        lane(name, requests.clone(), Xdp, PASS, false)?;
+    }
+    for lane in &mut lanes {
+        lane.instead = match lane.name {
+            ROUTE => Some(route(backend(0, false, v6))?),
+            name if ENTRY.contains(&name) => Some(entry(&requests, v6, name == ENTRY[0])?),
+            _ => None,
+        };
+    }
     Ok(lanes)
 }
 
@@ -489,7 +557,8 @@ fn one_round(netns: &Netns, loaded: &Loaded, lane: &mut Lane, repeat: u32) -> Re
         go_first()?;
         lane.source.lead_to(two.as_fd())?;
         let nothing = lane.source.time(UPLINK, lane.next, repeat)?;
-        lane.source.lead_to(loaded.program(lane.hook)?)?;
+        let ours = || loaded.program(lane.hook);
+        lane.source.lead_to(lane.instead.as_ref().map_or_else(ours, |program| Ok(program.as_fd()))?)?;
         let answer = lane.source.answer(UPLINK, lane.next)?;
         ensure!(answer == lane.answer, "{}: answer {answer} instead of {}", lane.name, lane.answer);
         if !lane.opens {

@@ -78,6 +78,13 @@ struct Turn<'a> {
     hook: Option<Hook>,
 }
 
+/// In which order lanes take turns: another one begins each round, and each has another one before it in every second.
+fn order(lanes: usize, round: usize) -> impl Iterator<Item = usize> {
+    (0..lanes)
+        .map(move |step| if round % 2 == 0 { step } else { lanes - 1 - step })
+        .map(move |step| (step + round) % lanes)
+}
+
 impl Port {
     /// Builds the namespace.
     ///
@@ -158,8 +165,7 @@ pub fn measure(
     ];
     let mut seen: Vec<Vec<f64>> = vec![Vec::new(); turns.len()];
     for round in 0..rounds as usize {
-        for step in 0..turns.len() {
-            let at = (step + round) % turns.len();
+        for at in order(turns.len(), round) {
             seen[at].push(port.round(&turns[at], &loaded, &two, &first, count)?);
         }
     }

@@ -354,8 +354,7 @@ fn ask_sizes(
         for &family in &args.families {
             for &asking in &asking {
                 let time = (args.rounds, Duration::from_millis(args.ms));
-                let mut cell =
-                    requests::Cell::measure((lanes, &homes[1]), (size, family == 6), asking, time)?;
+                let mut cell = requests::Cell::measure(lanes, (size, family == 6), asking, time)?;
                 if let Some(remark) = &remark {
                     cell.cell.remarks.extend([NFTABLES, IPTABLES].map(|lane| (lane, remark.clone())));
                 }
