@@ -10,7 +10,7 @@ use super::{
     generator::Source,
     peers::{IPTABLES, NFTABLES, forget},
     report::{Goal, OURS, OURS_XDP},
-    stats::Spread,
+    stats::{Spread, order},
     wire::{CABLES, To, Traffic, Where, Wire},
 };
 use crate::Home;
@@ -116,9 +116,8 @@ impl Cell {
         }
         let before = expressed(express);
         for round in 0..rounds {
-            // Another lane begins each round, so that none is always the first or after the same one.
-            for at in 0..lanes.len() {
-                let (wire, traffic, source) = &lanes[(at + round as usize) % lanes.len()];
+            for at in order(lanes.len(), round as usize) {
+                let (wire, traffic, source) = &lanes[at];
                 let mut from = 0;
                 if flows == Flows::New {
                     from = u64::from(round) * u64::from(count);
@@ -257,5 +256,40 @@ impl Cell {
             goals.push(goal(format!("{OURS_XDP} serves"), 0.0, false));
         }
         Ok(goals)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::bail;
+
+    use super::*;
+
+    fn cell(place: Where, flows: Flows) -> Cell {
+        let rounds =
+            [(PLAIN[0], 100.0), (OURS, 125.0), (OURS_XDP, 80.0), (NFTABLES, 120.0), (PLAIN[1], 100.0)];
+        let rounds = rounds.into_iter().map(|(lane, ns)| (lane, vec![[ns, 0.0]])).collect();
+        Cell { size: 1, family: 4, place, flows, remark: None, void: None, rounds }
+    }
+
+    #[test]
+    fn a_lane_below_kube_proxy_is_marked() {
+        let table = cell(Where::Elsewhere, Flows::Open(1)).table(&[OURS, OURS_XDP]);
+        let lines: Vec<&str> = table.lines().filter(|line| line.starts_with("lb-agent")).collect();
+        assert!(lines[0].contains("BELOW nftables") && !lines[1].contains("BELOW"), "{table}");
+    }
+
+    #[test]
+    fn a_lane_whose_xdp_did_nothing_or_was_not_there_is_void() {
+        let judged = |place, flows, sent| {
+            let mut cell = cell(place, flows);
+            cell.judge_express(sent, 1000);
+            (cell.void.is_some(), cell.rounds.contains_key(OURS_XDP), cell.goals().unwrap().len())
+        };
+        assert_eq!(judged(Where::Elsewhere, Flows::Open(1), Ok(999)), (false, true, 9));
+        assert_eq!(judged(Where::Elsewhere, Flows::Open(1), Ok(900)), (true, false, 6));
+        assert_eq!(judged(Where::Here, Flows::Open(1), Ok(0)), (false, true, 9));
+        let gone = || -> Result<u64> { bail!("XDP of up0: null") };
+        assert_eq!(judged(Where::Here, Flows::Open(1), gone()), (true, false, 6));
     }
 }

@@ -13,6 +13,7 @@ use super::{
     lane::{Lane, PORT},
     peers::{IPTABLES, NFTABLES, SERVICE_PORT, cluster_ips, forget},
     report::{self, DIRECT, FITS, Goal, OURS},
+    stats::order,
     worker::Asking,
 };
 use crate::control_plane::objects;
@@ -76,9 +77,8 @@ impl Cell {
         let cell = report::Cell { size, family: if v6 { 6 } else { 4 }, ..report::Cell::default() };
         let mut cell = Self { asking, cell };
         for round in 0..rounds as usize {
-            // Another lane begins each round, so that none is always the first or after the same one.
-            for at in 0..lanes.len() {
-                let lane = &lanes[(at + round) % lanes.len()];
+            for at in order(lanes.len(), round) {
+                let lane = &lanes[at];
                 let to = if DIRECT.contains(&lane.name) { lane.backend(v6) } else { asked(v6) };
                 if asking == Asking::UdpFresh && [NFTABLES, IPTABLES].contains(&lane.name) {
                     forget(lane.netns())?;

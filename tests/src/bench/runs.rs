@@ -11,7 +11,7 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{HashMap, PerCpuArray},
@@ -30,7 +30,7 @@ use super::{
     frames::{Cable, Says, frame},
     generator::Source,
     report::Goal,
-    stats::Spread,
+    stats::{Spread, order},
 };
 use crate::{
     Netns,
@@ -64,8 +64,17 @@ const EXPRESS_HIT: &str = "XDP hit, backend elsewhere";
 
 /// What the kernel takes for the look-up for a route that each hit at XDP needs, alone.
 const ROUTE: &str = "XDP a route, by the kernel alone";
-/// The same for the look-up in a hash as large and as full as that of flows, preallocated as that is, or not.
-const ENTRY: [&str; 2] = ["XDP an entry, by the kernel alone", "XDP an entry, not preallocated"];
+/// The same for the look-up in a hash as large and as full as that of flows. The second is not preallocated; the third is
+/// larger by the number at the end, so that its chains are shorter.
+const ENTRY: [(&str, bool, u32); 3] = [
+    ("XDP an entry, by the kernel alone", true, 1),
+    ("XDP an entry, not preallocated", false, 1),
+    ("XDP an entry, four times the room", true, 4),
+];
+
+/// `AF_INET`, `AF_INET6`
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 
 /// One figure.
 #[derive(Clone, Debug, Serialize)]
@@ -409,8 +418,7 @@ pub fn measure(netns: &Netns, wanted: Wanted<'_>, (rounds, repeat): (u32, u32)) 
     lanes.sort_by_key(|(_, lane)| lane.name);
     let mut seen: BTreeMap<(&str, usize), Vec<f64>> = BTreeMap::new();
     for round in 0..rounds as usize {
-        for step in 0..lanes.len() {
-            let at = (step + round) % lanes.len();
+        for at in order(lanes.len(), round) {
             let (object, lane) = &mut lanes[at];
             let ns = one_round(netns, &all[*object], lane, repeat)?;
             seen.entry((lane.name, *object)).or_default().push(ns);
@@ -444,16 +452,16 @@ fn route(to: IpAddr) -> Result<Program> {
     let mut put = |at: usize, bytes: &[u8]| question[at..at + bytes.len()].copy_from_slice(bytes);
     match (node_ip(to.is_ipv6()), to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            put(0, &[2]);
+            put(0, &[AF_INET]);
             put(16, &from.octets());
             put(32, &to.octets());
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
-            put(0, &[10]);
+            put(0, &[AF_INET6]);
             put(16, &from.octets());
             put(32, &to.octets());
         }
-        _ => unreachable!("of one family"),
+        _ => bail!("{to} is of another family than the node"),
     }
     let asked = Map::array(64, 1)?;
     asked.write(&question)?;
@@ -464,7 +472,7 @@ fn route(to: IpAddr) -> Result<Program> {
 }
 
 /// A program that looks for the ends of frames in a hash that has those and three times as many.
-fn entry(frames: &[Vec<u8>], v6: bool, preallocated: bool) -> Result<Program> {
+fn entry(frames: &[Vec<u8>], v6: bool, preallocated: bool, times: u32) -> Result<Program> {
     // Addresses and ports.
     let (at, len) = if v6 { (22, 36) } else { (26, 12) };
     let mut keys: Vec<Vec<u8>> = frames.iter().map(|frame| frame[at..at + len].to_vec()).collect();
@@ -474,7 +482,8 @@ fn entry(frames: &[Vec<u8>], v6: bool, preallocated: bool) -> Result<Program> {
         keys.push(key);
     }
     let value = if v6 { size_of::<Flow<Addr>>() } else { size_of::<Flow<Addr4>>() };
-    let map = Map::hash(&keys, value, kept(u32::try_from(frames.len())?), preallocated)?;
+    let room = times * kept(u32::try_from(frames.len())?);
+    let map = Map::hash(&keys, value, room, preallocated)?;
     let mut code = Code::default();
     code.copy(Reg::R6, Reg::R1).packet(Kind::Xdp, 60, "none");
     code.find(&map, (i16::try_from(at)?, i16::try_from(len)?), "none");
@@ -536,14 +545,16 @@ fn lanes(ends: &Ends, flows: u32, v6: bool, is_wanted: impl Fn(&str, Hook) -> bo
     lane("XDP flow of a backend here", of(&ends.here[0], Says::Ack), Xdp, PASS, false)?;
     lane(ROUTE, list(1, &elsewhere, Says::Ack), Xdp, PASS, false)?;
     let requests = of(&ends.away[0], Says::Ack);
-    for name in ENTRY {
+    for (name, ..) in ENTRY {
         lane(name, requests.clone(), Xdp, PASS, false)?;
     }
     for lane in &mut lanes {
         lane.instead = match lane.name {
             ROUTE => Some(route(backend(0, false, v6))?),
-            name if ENTRY.contains(&name) => Some(entry(&requests, v6, name == ENTRY[0])?),
-            _ => None,
+            name => match ENTRY.into_iter().find(|(entry, ..)| *entry == name) {
+                Some((_, preallocated, times)) => Some(entry(&requests, v6, preallocated, times)?),
+                None => None,
+            },
         };
     }
     Ok(lanes)

@@ -24,7 +24,7 @@ use super::{
     generator::{Sent, Source},
     report::Goal,
     runs::{self, DROP, Hook, Loaded, TX, UPLINK, frames_of, open, two_instructions},
-    stats::Spread,
+    stats::{Spread, order},
     worker,
 };
 use crate::Netns;
@@ -76,13 +76,6 @@ struct Turn<'a> {
     name: &'static str,
     source: Option<&'a Source>,
     hook: Option<Hook>,
-}
-
-/// In which order lanes take turns: another one begins each round, and each has another one before it in every second.
-fn order(lanes: usize, round: usize) -> impl Iterator<Item = usize> {
-    (0..lanes)
-        .map(move |step| if round % 2 == 0 { step } else { lanes - 1 - step })
-        .map(move |step| (step + round) % lanes)
 }
 
 impl Port {
@@ -212,5 +205,22 @@ impl Cell {
             goals.push(Goal { what, seen, reached: seen >= least });
         }
         goals
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_makes_the_frames_is_subtracted() {
+        // 40 ns of the source; ours takes 100 more than two instructions.
+        let names = [PLAIN[0], ALONE, OURS[0], PLAIN[1]];
+        let seen = [vec![140.0], vec![100.0], vec![240.0], vec![140.0]];
+        let cell = Cell::sum_up(names, &seen, (1024, false));
+        let lane = cell.lane(OURS[0]).unwrap();
+        assert_eq!((lane.ratio.median, lane.with_source.median), (0.5, 140.0 / 240.0));
+        let goals = cell.goals();
+        assert_eq!(goals.iter().map(|goal| goal.reached).collect::<Vec<_>>(), [true, false], "{goals:?}");
     }
 }
