@@ -6,10 +6,12 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
+use lb_common::abi::Reason;
+
 use super::{
     generator::Source,
     peers::{IPTABLES, NFTABLES, forget},
-    report::{Goal, OURS, OURS_XDP},
+    report::{Goal, OURS, OURS_XDP, mark},
     stats::{Spread, order},
     wire::{CABLES, To, Traffic, Where, Wire},
 };
@@ -58,15 +60,28 @@ pub struct Cell {
 /// It is not at both cables.
 pub fn expressed(home: &Home) -> Result<u64> {
     let status = home.status()?;
-    let row = |rows: &Value, name: &str| {
-        let rows = rows.as_array().into_iter().flatten();
-        rows.filter(|row| row["name"] == name).next_back().cloned().unwrap_or(Value::Null)
-    };
     for name in CABLES {
         let said = row(&status["agent"]["devices"], name)["xdp"].clone();
         ensure!(said == "native", "XDP of {name}: {said}");
     }
-    row(&status["reasons"], "express")["count"].as_u64().context("no count of what XDP sent on")
+    count(&status, Reason::Express)
+}
+
+/// The row of that name in a list of an agent's status.
+fn row<'a>(rows: &'a Value, name: &str) -> &'a Value {
+    let mut rows = rows.as_array().into_iter().flatten();
+    rows.find(|row| row["name"] == name).unwrap_or(&Value::Null)
+}
+
+fn count(status: &Value, reason: Reason) -> Result<u64> {
+    let count = row(&status["reasons"], reason.name())["count"].as_u64();
+    count.with_context(|| format!("the status has no count of {}", reason.name()))
+}
+
+/// How many packets of an agent had no flow that is kept: those that opened one, and those that were to be kept and found no room.
+fn unkept(home: &Home) -> Result<u64> {
+    let status = home.status()?;
+    Ok(count(&status, Reason::Flow)? + count(&status, Reason::NotKept)?)
 }
 
 /// One lane of a cell, summed up.
@@ -81,12 +96,12 @@ pub struct Summary {
 }
 
 impl Cell {
-    /// Measures `rounds` rounds of `count` packets in each lane. `express` is the home of the agent with XDP.
+    /// Measures `rounds` rounds of `count` packets in each lane. The homes are those of our agents, the second one's has XDP.
     ///
     /// # Errors
-    /// Packets do not arrive.
+    /// Packets do not arrive, or are not what they should be for an agent of ours: open flows are not kept.
     pub fn measure(
-        (wires, express): (&[Wire], &Home),
+        (wires, [ours, express]): (&[Wire], [&Home; 2]),
         (size, v6): (u32, bool),
         (place, flows): (Where, Flows),
         (rounds, count): (u32, u32),
@@ -115,6 +130,7 @@ impl Cell {
             lanes.push((wire, traffic, source));
         }
         let before = expressed(express);
+        let unkept_before = [unkept(ours)?, unkept(express)?];
         for round in 0..rounds {
             for at in order(lanes.len(), round as usize) {
                 let (wire, traffic, source) = &lanes[at];
@@ -127,6 +143,13 @@ impl Cell {
                 }
                 let seen = wire.time(traffic, source, from, count)?;
                 cell.rounds.entry(wire.name).or_default().push(seen);
+            }
+        }
+        if flows != Flows::New {
+            for (home, before) in [ours, express].into_iter().zip(unkept_before) {
+                let unkept = unkept(home)? - before;
+                let most = u64::from(rounds) * u64::from(count) / 1000;
+                ensure!(unkept <= most, "{}: {unkept} packets had no flow that is kept", cell.title());
             }
         }
         let sent = before.and_then(|before| Ok(expressed(express)? - before));
@@ -202,7 +225,7 @@ impl Cell {
                 }
                 continue;
             };
-            let below: String = self.below(lane).map(|peer| format!("  BELOW {peer}")).collect();
+            let below = mark(self.below(lane));
             let remark = self.remark.as_deref().filter(|_| [NFTABLES, IPTABLES].contains(lane));
             writeln!(
                 text,

@@ -110,6 +110,12 @@ impl Cell {
     }
 }
 
+/// Says at the end of a lane's line which peers it is slower than.
+pub(super) fn mark(below: impl Iterator<Item = &'static str>) -> String {
+    let below: Vec<&str> = below.collect();
+    if below.is_empty() { String::new() } else { format!("  BELOW {}", below.join(", ")) }
+}
+
 /// A goal and what was reached.
 #[derive(Debug, Serialize)]
 pub struct Goal {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{
     lane::{Lane, PORT},
     peers::{IPTABLES, NFTABLES, SERVICE_PORT, cluster_ips, forget},
-    report::{self, DIRECT, FITS, Goal, OURS},
+    report::{self, DIRECT, FITS, Goal, OURS, mark},
     stats::order,
     worker::Asking,
 };
@@ -116,7 +116,7 @@ impl Cell {
             let ratio = summary.ratio;
             let ratio = format!("{:.3} ({:.3}..{:.3})", ratio.median, ratio.min, ratio.max);
             let [p50, _, p99] = summary.connect_us;
-            let below: String = self.below(lane).map(|peer| format!("  BELOW {peer}")).collect();
+            let below = mark(self.below(lane));
             writeln!(
                 text,
                 "{lane:<13} {:>9.0} {ratio:>22} {p50:>7.1} {p99:>7.1} {:>6} {:>6}{below}{}",

@@ -37,7 +37,7 @@ impl Spread {
 
 /// In which order lanes take turns: another one begins each round, and who comes before whom changes from one to the next.
 pub fn order(lanes: usize, round: usize) -> impl Iterator<Item = usize> {
-    let there = move |step| if round % 2 == 0 { step } else { lanes - 1 - step };
+    let there = move |step| if round.is_multiple_of(2) { step } else { lanes - 1 - step };
     (0..lanes).map(move |step| (there(step) + round) % lanes)
 }
 

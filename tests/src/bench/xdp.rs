@@ -71,6 +71,13 @@ pub struct Port {
     _link: OwnedFd,
 }
 
+/// The programs, and the frame of the lane without a [`Source`].
+struct Set {
+    loaded: Loaded,
+    two: Program,
+    frame: Vec<u8>,
+}
+
 /// What takes turns.
 struct Turn<'a> {
     name: &'static str,
@@ -95,14 +102,8 @@ impl Port {
     }
 
     /// Nanoseconds for each of `count` frames.
-    fn round(
-        &self,
-        turn: &Turn<'_>,
-        loaded: &Loaded,
-        two: &Program,
-        frame: &[u8],
-        count: u32,
-    ) -> Result<f64> {
+    fn round(&self, set: &Set, turn: &Turn<'_>, count: u32) -> Result<f64> {
+        let Set { loaded, two, frame } = set;
         let Turn { name, source, hook } = *turn;
         if let Some(source) = source {
             source.lead_to(hook.map_or(Ok(two.as_fd()), |hook| loaded.program(hook))?)?;
@@ -144,10 +145,10 @@ pub fn measure(
         open::<Addr4>(&mut loaded, &port.netns, flows)?
     };
     let frames = [0, 1].map(|way| frames_of(&ends.away[way], Says::Ack));
-    let first = frames[0].first().context("frames")?.clone();
+    let frame = frames[0].first().context("frames")?.clone();
     let [requests, answers] = frames.map(|frames| Source::new(Kind::Xdp, &frames));
     let (requests, answers) = (requests?, answers?);
-    let two = two_instructions(Kind::Xdp, TX.cast_signed())?;
+    let set = Set { loaded, two: two_instructions(Kind::Xdp, TX.cast_signed())?, frame };
     let turn = |name, source, hook| Turn { name, source, hook };
     let turns = [
         turn(PLAIN[0], Some(&requests), None),
@@ -159,7 +160,7 @@ pub fn measure(
     let mut seen: Vec<Vec<f64>> = vec![Vec::new(); turns.len()];
     for round in 0..rounds as usize {
         for at in order(turns.len(), round) {
-            seen[at].push(port.round(&turns[at], &loaded, &two, &first, count)?);
+            seen[at].push(port.round(&set, &turns[at], count)?);
         }
     }
     Ok(Cell::sum_up(turns.map(|turn| turn.name), &seen, (flows, v6)))

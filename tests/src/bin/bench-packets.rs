@@ -242,8 +242,8 @@ impl<'a> Ours<'a> {
         Ok(Self { wire, home })
     }
 
-    /// Starts an agent, with XDP if the lane is to have that. If it does not get it, the lane will be void.
-    fn start(&self, services: &[Value]) -> Result<Agent> {
+    /// Starts an agent that keeps so many flows, with XDP if the lane is to have that. If it does not get it, the lane will be void.
+    fn start(&self, services: &[Value], flows: u32) -> Result<Agent> {
         self.home.apply("services", services)?;
         let xdp = self.wire.name == OURS_XDP;
         if xdp {
@@ -251,7 +251,9 @@ impl<'a> Ours<'a> {
         }
         let devices = CABLES.join(",");
         let xdp_option = if xdp { "native" } else { "off" };
-        let options = ["--devices", &devices, "--pod-devices", "pod*", "--xdp", xdp_option];
+        let flows = flows.to_string();
+        let options =
+            ["--devices", &devices, "--pod-devices", "pod*", "--xdp", xdp_option, "--map-max-flows", &flows];
         let agent = Agent::start_with(self.wire.node(), &self.home, options)?;
         if xdp {
             let is_on = || expressed(&self.home).map(drop).map_err(|error| format!("{error:#}"));
@@ -269,11 +271,14 @@ fn sizes(args: &Args, wires: &[Wire], mut peers: Option<Peers<'_>>, cells: &mut 
     let (ours, express) = (ours?, express?);
     let lanes: Vec<&'static str> = wires.iter().map(|wire| wire.name).collect();
     let backends = wire::backends();
+    // Those of backends elsewhere and of those here are all kept to the end, as connection tracking keeps them. A table without room
+    // would be a measurement of something else.
+    let kept = (2 * args.flows.iter().sum::<u32>()).next_power_of_two().max(1 << 16);
     for &size in &args.sizes {
         println!("loading {size} Services");
         let services: Vec<_> =
             (0..size).flat_map(|number| peers::objects_of(number, size, backends)).collect();
-        let agents = [ours.start(&services)?, express.start(&services)?];
+        let agents = [ours.start(&services, kept)?, express.start(&services, kept)?];
         let mut remark = None;
         if let Some(peers) = &mut peers {
             for place in [Where::Elsewhere, Where::Here] {
@@ -288,7 +293,7 @@ fn sizes(args: &Args, wires: &[Wire], mut peers: Option<Peers<'_>>, cells: &mut 
                 for &flows in &args.flows {
                     let flows = if flows == 0 { Flows::New } else { Flows::Open(flows) };
                     let mut cell = Cell::measure(
-                        (wires, &express.home),
+                        (wires, [&ours.home, &express.home]),
                         (size, family == 6),
                         (place, flows),
                         (args.rounds, args.packets),
