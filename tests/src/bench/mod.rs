@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod frames;
 pub mod generator;
 pub mod lane;
+mod lookups;
 pub mod path;
 pub mod peers;
 pub mod plot;

@@ -11,7 +11,7 @@ use std::{
     os::fd::{AsFd as _, BorrowedFd},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{HashMap, PerCpuArray},
@@ -26,9 +26,10 @@ use lb_common::{
 use serde::Serialize;
 
 use super::{
-    bpf::{Code, Kind, Map, Program, Reg, go_first},
+    bpf::{Code, Kind, Program, go_first},
     frames::{Cable, Says, frame},
     generator::Source,
+    lookups::{ENTRY, ROUTE, entry, route},
     report::Goal,
     stats::{Spread, order},
 };
@@ -61,20 +62,6 @@ const CABLE: Cable = Cable { to: [4; 6], from: [2, 0, 0, 0, 0, 0xfe] };
 
 /// The case that G5 is about.
 const EXPRESS_HIT: &str = "XDP hit, backend elsewhere";
-
-/// What the kernel takes for the look-up for a route that each hit at XDP needs, alone.
-const ROUTE: &str = "XDP a route, by the kernel alone";
-/// The same for the look-up in a hash as large and as full as that of flows. The second is not preallocated; the third is
-/// larger by the number at the end, so that its chains are shorter.
-const ENTRY: [(&str, bool, u32); 3] = [
-    ("XDP an entry, by the kernel alone", true, 1),
-    ("XDP an entry, not preallocated", false, 1),
-    ("XDP an entry, four times the room", true, 4),
-];
-
-/// `AF_INET`, `AF_INET6`
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
 
 /// One figure.
 #[derive(Clone, Debug, Serialize)]
@@ -138,7 +125,7 @@ pub fn node() -> Result<Netns> {
     Ok(netns)
 }
 
-fn node_ip(v6: bool) -> IpAddr {
+pub(super) fn node_ip(v6: bool) -> IpAddr {
     if v6 {
         Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1).into()
     } else {
@@ -211,7 +198,7 @@ fn world(services: u32, v6: bool) -> Result<MemTables> {
 }
 
 /// Entries of the table of flows that are kept: two for each flow, of backends elsewhere and of those here.
-fn kept(flows: u32) -> u32 {
+pub(super) fn kept(flows: u32) -> u32 {
     (4 * flows).max(1 << 17)
 }
 
@@ -443,52 +430,6 @@ pub fn two_instructions(kind: Kind, answer: i32) -> Result<Program> {
     let mut code = Code::default();
     code.exit(answer);
     code.program(kind, "bench_two")
-}
-
-/// A program that asks for the way to a backend.
-fn route(to: IpAddr) -> Result<Program> {
-    // struct bpf_fib_lookup: the family first, both addresses at 16 and 32.
-    let mut question = [0_u8; 64];
-    let mut put = |at: usize, bytes: &[u8]| question[at..at + bytes.len()].copy_from_slice(bytes);
-    match (node_ip(to.is_ipv6()), to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            put(0, &[AF_INET]);
-            put(16, &from.octets());
-            put(32, &to.octets());
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            put(0, &[AF_INET6]);
-            put(16, &from.octets());
-            put(32, &to.octets());
-        }
-        _ => bail!("{to} is of another family than the node"),
-    }
-    let asked = Map::array(64, 1)?;
-    asked.write(&question)?;
-    let mut code = Code::default();
-    code.copy(Reg::R6, Reg::R1).route(&asked, i32::try_from(UPLINK)?, "failed").if_not(Reg::R0, 0, "failed");
-    code.exit(PASS.cast_signed()).land("failed").exit(DROP.cast_signed());
-    code.program(Kind::Xdp, "bench_route")
-}
-
-/// A program that looks for the ends of frames in a hash that has those and three times as many.
-fn entry(frames: &[Vec<u8>], v6: bool, preallocated: bool, times: u32) -> Result<Program> {
-    // Addresses and ports.
-    let (at, len) = if v6 { (22, 36) } else { (26, 12) };
-    let mut keys: Vec<Vec<u8>> = frames.iter().map(|frame| frame[at..at + len].to_vec()).collect();
-    for number in 0..3 * frames.len() as u64 {
-        let mut key = keys[0].clone();
-        key[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_ne_bytes());
-        keys.push(key);
-    }
-    let value = if v6 { size_of::<Flow<Addr>>() } else { size_of::<Flow<Addr4>>() };
-    let room = times * kept(u32::try_from(frames.len())?);
-    let map = Map::hash(&keys, value, room, preallocated)?;
-    let mut code = Code::default();
-    code.copy(Reg::R6, Reg::R1).packet(Kind::Xdp, 60, "none");
-    code.find(&map, (i16::try_from(at)?, i16::try_from(len)?), "none");
-    code.exit(PASS.cast_signed()).land("none").exit(DROP.cast_signed());
-    code.program(Kind::Xdp, "bench_entry")
 }
 
 /// Frames between ends.
