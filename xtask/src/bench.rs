@@ -13,8 +13,8 @@ const ALONE: [&str; 3] = ["--alone", "--help", "-h"];
 pub(crate) enum Bench {
     /// connect() through a ClusterIP: ours, direct, and real kube-proxy in nftables and iptables mode
     Connect(Arguments),
-    /// Nanoseconds of a packet in our programs, and packets per second through a node: forwarding, ours, and real kube-proxy in nftables
-    /// and iptables mode
+    /// Nanoseconds of a packet in our programs, at tc and at XDP; packets per second through a node: forwarding, ours, and real kube-proxy in
+    /// nftables and iptables mode; requests per second over open connections, and in datagrams
     Packets(Arguments),
     /// From decoded objects to programmed maps: time, and memory of the agent and of the maps
     Fill(Arguments),
@@ -46,7 +46,7 @@ impl Bench {
     fn programs(&self) -> (&'static str, &'static [&'static str]) {
         match self {
             Self::Connect(_) => ("bench-connect", &["lb-agent", "bench-worker"]),
-            Self::Packets(_) => ("bench-packets", &["lb-agent"]),
+            Self::Packets(_) => ("bench-packets", &["lb-agent", "bench-worker"]),
             Self::Fill(_) => ("bench-fill", &["lb-agent"]),
         }
     }

@@ -21,7 +21,8 @@ const PROG_LOAD: i64 = 5;
 const PROG_RUN: i64 = 10;
 const MAP_UPDATE_BATCH: i64 = 26;
 const LINK_CREATE: i64 = 28;
-/// `BPF_MAP_TYPE_ARRAY`, `BPF_MAP_TYPE_PROG_ARRAY`
+/// `BPF_MAP_TYPE_HASH`, `BPF_MAP_TYPE_ARRAY`, `BPF_MAP_TYPE_PROG_ARRAY`
+const HASH: u32 = 1;
 const ARRAY: u32 = 2;
 const PROG_ARRAY: u32 = 3;
 /// `BPF_TCX_INGRESS`, `BPF_XDP`
@@ -31,10 +32,13 @@ const XDP: u32 = 37;
 const LIVE_FRAMES: u32 = 2;
 /// `XDP_FLAGS_DRV_MODE`
 const DRIVER_MODE: u32 = 4;
+/// `BPF_F_NO_PREALLOC`
+const NO_PREALLOC: u32 = 1;
 /// Helpers.
 const LOOKUP: i32 = 1;
 const TAIL_CALL: i32 = 12;
 const REDIRECT: i32 = 23;
+const FIB_LOOKUP: i32 = 69;
 
 /// What a program sees.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +55,14 @@ impl Kind {
         match self {
             Self::Tc => [76, 80],
             Self::Xdp => [0, 4],
+        }
+    }
+
+    /// Where it says it is for, as aya does: kernels from 6.18 on let programs call only those for the same place.
+    const fn attach_type(self) -> u32 {
+        match self {
+            Self::Tc => 0,
+            Self::Xdp => XDP,
         }
     }
 }
@@ -211,6 +223,20 @@ impl Code {
         self.load(Size::Four, R1, R6, 40).set(R2, 0).call(REDIRECT).push(0x95, (R0, R0), 0, 0)
     }
 
+    /// Asks for the way of a packet of the context in R6: the first value of `question`, a `struct bpf_fib_lookup`, whose device is `ifindex`.
+    pub fn route(&mut self, question: &Map, ifindex: i32, none: &'static str) -> &mut Self {
+        self.set(R7, 0).lookup(question, R7, none).copy(R2, R0).set(R1, ifindex).store(Size::Four, R2, 8, R1);
+        self.copy(R1, R6).set(R3, 64).set(R4, 0).call(FIB_LOOKUP)
+    }
+
+    /// R0 = the value in `map`, a hash, of the `len` bytes at `at` behind R2, or jumps. Both are multiples of 2.
+    pub fn find(&mut self, map: &Map, (at, len): (i16, i16), none: &'static str) -> &mut Self {
+        for half in (0..len).step_by(2) {
+            self.load(Size::Two, R5, R2, at + half).store(Size::Two, R10, half - 64, R5);
+        }
+        self.copy(R2, R10).add(R2, -64).map(R1, map).call(LOOKUP).if_is(R0, 0, none)
+    }
+
     /// Exchanges bytes at `one` and `other` behind R2.
     pub fn swap(&mut self, size: Size, one: i16, other: i16) -> &mut Self {
         self.load(size, R4, R2, one).load(size, R5, R2, other);
@@ -255,7 +281,7 @@ impl Code {
             flags: 0,
             name: short,
             ifindex: 0,
-            attach_type: 0,
+            attach_type: kind.attach_type(),
         };
         let loaded = create(PROG_LOAD, &attr);
         let loaded = loaded.with_context(|| {
@@ -297,7 +323,19 @@ impl Map {
     /// # Errors
     /// Those of the kernel.
     pub fn array(value: usize, entries: u32) -> Result<Self> {
-        Self::new(ARRAY, value, entries)
+        Self::new(ARRAY, (4, value), entries, 0)
+    }
+
+    /// A hash with values of zeros for `keys`, all of one length, and room for `entries`; whether that is set aside before.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn hash(keys: &[Vec<u8>], value: usize, entries: u32, preallocated: bool) -> Result<Self> {
+        let len = keys.first().map_or(0, Vec::len);
+        let flags = if preallocated { 0 } else { NO_PREALLOC };
+        let map = Self::new(HASH, (len, value), entries, flags)?;
+        map.fill_keys(&keys.concat(), &vec![0; keys.len() * value])?;
+        Ok(map)
     }
 
     /// One place for a program.
@@ -305,7 +343,7 @@ impl Map {
     /// # Errors
     /// Those of the kernel.
     pub fn programs() -> Result<Self> {
-        Self::new(PROG_ARRAY, 4, 1)
+        Self::new(PROG_ARRAY, (4, 4), 1, 0)
     }
 
     /// Puts a program into the place.
@@ -316,13 +354,16 @@ impl Map {
         self.write(&program.as_raw_fd().to_ne_bytes()).context("the program cannot be called")
     }
 
-    fn new(kind: u32, value: usize, entries: u32) -> Result<Self> {
-        let attr = [kind, 4, u32::try_from(value)?, entries, 0];
+    fn new(kind: u32, (key, value): (usize, usize), entries: u32, flags: u32) -> Result<Self> {
+        let attr = [kind, u32::try_from(key)?, u32::try_from(value)?, entries, flags];
         Ok(Self { fd: create(MAP_CREATE, &attr).context("cannot make a map")?, value })
     }
 
     /// Writes value 0.
-    fn write(&self, value: &[u8]) -> Result<()> {
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn write(&self, value: &[u8]) -> Result<()> {
         let index = 0_u32;
         let [key, value] = [(&raw const index).addr(), value.as_ptr().addr()].map(|at| at as u64);
         #[expect(clippy::cast_sign_loss, reason = "descriptors are positive")]
@@ -335,6 +376,13 @@ impl Map {
     /// # Errors
     /// Those of the kernel.
     pub fn fill(&self, values: &[u8]) -> Result<()> {
+        let count = u32::try_from(values.len() / self.value)?;
+        let keys: Vec<u8> = (0..count).flat_map(u32::to_ne_bytes).collect();
+        self.fill_keys(&keys, values)
+    }
+
+    /// Writes the values of keys, both one after the other.
+    fn fill_keys(&self, keys: &[u8], values: &[u8]) -> Result<()> {
         #[repr(C)]
         struct Attr {
             batches: [u64; 2],
@@ -345,7 +393,6 @@ impl Map {
             flags: [u64; 2],
         }
         let count = u32::try_from(values.len() / self.value)?;
-        let keys: Vec<u32> = (0..count).collect();
         let mut attr = Attr {
             batches: [0; 2],
             keys: keys.as_ptr().addr() as u64,

@@ -108,17 +108,27 @@ pub struct Sent {
     pub took: Duration,
 }
 
+impl Sent {
+    /// What it takes to send `count` frames, and one frame more, first and alone.
+    ///
+    /// # Errors
+    /// Those of `send`.
+    pub fn time(count: u32, send: impl Fn(u32) -> Result<()>) -> Result<Self> {
+        let first = Instant::now();
+        send(1)?;
+        let (alone, begin) = (first.elapsed(), Instant::now());
+        send(count)?;
+        Ok(Self { begin, alone, took: begin.elapsed().saturating_sub(alone) })
+    }
+}
+
 impl Source {
-    /// As [`Source::send`], and one frame more, first and alone.
+    /// As [`Source::send`], timed.
     ///
     /// # Errors
     /// Those of the kernel.
     pub fn send_timed(&self, ifindex: u32, from: u64, count: u32) -> Result<Sent> {
-        let first = Instant::now();
-        self.send(ifindex, from, 1)?;
-        let (alone, begin) = (first.elapsed(), Instant::now());
-        self.send(ifindex, from, count)?;
-        Ok(Sent { begin, alone, took: begin.elapsed().saturating_sub(alone) })
+        Sent::time(count, |count| self.send(ifindex, from, count))
     }
 }
 

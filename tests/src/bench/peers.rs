@@ -165,6 +165,17 @@ pub fn shorten_conntrack(netns: &Netns) -> Result<()> {
     netns.sysctl("net.netfilter.nf_conntrack_tcp_timeout_close", "1")
 }
 
+/// Forgets what connection tracking knows in a namespace.
+///
+/// # Errors
+/// conntrack(8) is not installed, or fails.
+pub fn forget(netns: &Netns) -> Result<()> {
+    let output = Command::new("conntrack").arg("-F").in_netns(netns).output();
+    let output = output.context("cannot run conntrack(8): install the package conntrack")?;
+    ensure!(output.status.success(), "conntrack -F: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 fn output(netns: &Netns, program: &str, words: &[&str]) -> Result<String> {
     let output = Command::new(program)
         .args(words)

@@ -1,4 +1,4 @@
-//! What the programs at tc take for one packet, by BPF_PROG_TEST_RUN: no device and no stack is part of it.
+//! What the programs at tc and at XDP take for one packet, by BPF_PROG_TEST_RUN: no device and no stack is part of it.
 //!
 //! A run on the same packet again and again would meet one flow, and the second time a packet that is translated already. So what
 //! runs is a [`Source`], which makes each packet the next flow's and calls our program; what it takes with a program of two
@@ -15,13 +15,12 @@ use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{HashMap, PerCpuArray},
-    programs::SchedClassifier,
+    programs::{SchedClassifier, Xdp},
 };
 use lb_common::{
     abi::{
         Addr, Addr4, Address, Config, Device, Direction, Flow, FlowAddr, FlowKey, FlowState, L4Addr, Reason,
     },
-    datapath::packet::Side,
     host::MemTables,
 };
 use serde::Serialize;
@@ -30,7 +29,9 @@ use super::{
     bpf::{Code, Kind, Program, go_first},
     frames::{Cable, Says, frame},
     generator::Source,
-    stats::Spread,
+    lookups::{ENTRY, ROUTE, entry, route},
+    report::Goal,
+    stats::{Spread, order},
 };
 use crate::{
     Netns,
@@ -38,11 +39,15 @@ use crate::{
 };
 
 /// Devices of the node.
-const UPLINK: u32 = 2002;
+pub(super) const UPLINK: u32 = 2002;
 const POD: u32 = 2006;
-/// What a program says (include/uapi/linux/pkt_cls.h).
+/// What a program at tc says (include/uapi/linux/pkt_cls.h).
 const NEXT: u32 = u32::MAX;
 const REDIRECT: u32 = 7;
+/// What one at XDP says (include/uapi/linux/bpf.h).
+pub(super) const DROP: u32 = 1;
+pub(super) const PASS: u32 = 2;
+pub(super) const TX: u32 = 3;
 /// Backends on other nodes, and as many on this one.
 const BACKENDS: u16 = 16;
 /// NodePort of the first backend elsewhere; those of backends here follow.
@@ -54,6 +59,9 @@ const NEW: u32 = (1 << 15) + 256;
 /// Flows that are proved at once: less than there is room for new ones.
 const CHUNK: usize = 4096;
 const CABLE: Cable = Cable { to: [4; 6], from: [2, 0, 0, 0, 0, 0xfe] };
+
+/// The case that G5 is about.
+const EXPRESS_HIT: &str = "XDP hit, backend elsewhere";
 
 /// One figure.
 #[derive(Clone, Debug, Serialize)]
@@ -70,6 +78,20 @@ pub struct Case {
     pub family: u8,
     /// Nanoseconds of each round, the empty program of the same round subtracted.
     pub ns: Spread,
+}
+
+impl Case {
+    /// Compares with G5, which says of hits at XDP what they may take at 1,024 flows.
+    pub fn goal(&self) -> Option<Goal> {
+        let seen = self.ns.median;
+        let what =
+            || format!("G5 <= 60 ns above two instructions: {} Services, IPv{}", self.services, self.family);
+        (self.name == EXPRESS_HIT && self.flows == 1024 && self.object == "ours").then(|| Goal {
+            what: what(),
+            seen,
+            reached: seen <= 60.0,
+        })
+    }
 }
 
 /// The node's namespace, which packets seem to come to.
@@ -103,7 +125,7 @@ pub fn node() -> Result<Netns> {
     Ok(netns)
 }
 
-fn node_ip(v6: bool) -> IpAddr {
+pub(super) fn node_ip(v6: bool) -> IpAddr {
     if v6 {
         Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1).into()
     } else {
@@ -175,19 +197,47 @@ fn world(services: u32, v6: bool) -> Result<MemTables> {
     Ok(world)
 }
 
+/// Entries of the table of flows that are kept: two for each flow, of backends elsewhere and of those here.
+pub(super) fn kept(flows: u32) -> u32 {
+    (4 * flows).max(1 << 17)
+}
+
+/// Where a packet meets a program of ours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Hook {
+    Ingress = 0,
+    Egress,
+    Xdp,
+}
+
+impl Hook {
+    /// The program there.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "lb_tc_ingress",
+            Self::Egress => "lb_tc_egress",
+            Self::Xdp => "lb_xdp",
+        }
+    }
+
+    const fn kind(self) -> Kind {
+        match self {
+            Self::Ingress | Self::Egress => Kind::Tc,
+            Self::Xdp => Kind::Xdp,
+        }
+    }
+}
+
 /// The object over the maps of a world.
-struct Loaded {
+pub(super) struct Loaded {
     ebpf: Ebpf,
 }
 
-const NAMES: [&str; 2] = ["lb_tc_ingress", "lb_tc_egress"];
-
 impl Loaded {
-    fn new(object: &[u8], services: u32, flows: u32, v6: bool) -> Result<Self> {
+    pub(super) fn new(object: &[u8], services: u32, flows: u32, v6: bool) -> Result<Self> {
         let mut loader = EbpfLoader::new();
         loader.override_global("LB_HAS_COARSE_CLOCK", &1_u32, true);
-        // Twice: those of backends elsewhere and of those here.
-        let kept = (4 * flows).max(1 << 17);
+        let kept = kept(flows);
         for (map, entries) in
             [("lb_new4", NEW), ("lb_new6", NEW), ("lb_flows4", kept), ("lb_flows6", kept), ("lb_frags", 64)]
         {
@@ -198,24 +248,36 @@ impl Loaded {
         }
         let mut ebpf = loader.load(object)?;
         fill(&mut ebpf, &world(services, v6)?)?;
-        for name in NAMES {
+        for name in [Hook::Ingress, Hook::Egress].map(Hook::name) {
             let program: &mut SchedClassifier =
                 ebpf.program_mut(name).with_context(|| format!("no {name}"))?.try_into()?;
+            program.load()?;
+        }
+        if let Some(program) = ebpf.program_mut(Hook::Xdp.name()) {
+            let program: &mut Xdp = program.try_into()?;
             program.load()?;
         }
         Ok(Self { ebpf })
     }
 
-    /// The program of a side.
-    fn program(&self, side: Side) -> Result<BorrowedFd<'_>> {
-        let name = NAMES[side as usize];
-        let program: &SchedClassifier =
-            self.ebpf.program(name).with_context(|| format!("no {name}"))?.try_into()?;
-        Ok(program.fd()?.as_fd())
+    /// Whether the object has a program there: older ones have none at XDP.
+    pub(super) fn has(&self, hook: Hook) -> bool {
+        self.ebpf.program(hook.name()).is_some()
+    }
+
+    /// The program at a hook.
+    pub(super) fn program(&self, hook: Hook) -> Result<BorrowedFd<'_>> {
+        let name = hook.name();
+        let program = self.ebpf.program(name).with_context(|| format!("no {name}"))?;
+        let fd = match hook {
+            Hook::Ingress | Hook::Egress => <&SchedClassifier>::try_from(program)?.fd()?,
+            Hook::Xdp => <&Xdp>::try_from(program)?.fd()?,
+        };
+        Ok(fd.as_fd())
     }
 
     /// How often something was counted, on all CPUs.
-    fn counted(&self, reason: Reason) -> Result<u64> {
+    pub(super) fn counted(&self, reason: Reason) -> Result<u64> {
         let reasons: PerCpuArray<_, u64> =
             self.ebpf.map("lb_reasons").context("no lb_reasons")?.try_into()?;
         Ok(reasons.get(&(reason as u32), 0)?.iter().sum())
@@ -223,7 +285,7 @@ impl Loaded {
 }
 
 /// What differs between the families.
-trait Family: FlowAddr {
+pub(super) trait Family: FlowAddr {
     const TABLES: [&'static str; 2];
 }
 
@@ -236,16 +298,16 @@ impl Family for Addr {
 }
 
 /// The ends of all packets of flows that were made.
-struct Ends {
+pub(super) struct Ends {
     /// From clients to backends elsewhere, and back.
-    away: [Vec<[L4Addr; 2]>; 2],
+    pub(super) away: [Vec<[L4Addr; 2]>; 2],
     /// To backends here, and back.
     here: [Vec<[L4Addr; 2]>; 2],
 }
 
 /// Opens `flows` flows to backends elsewhere and as many to backends here, and moves them to the table of those that are kept, as an answer
 /// and the one to it would.
-fn open<A: Family>(loaded: &mut Loaded, netns: &Netns, flows: u32) -> Result<Ends>
+pub(super) fn open<A: Family>(loaded: &mut Loaded, netns: &Netns, flows: u32) -> Result<Ends>
 where
     FlowKey<A>: Pod + Ord,
     Flow<A>: Pod,
@@ -258,7 +320,7 @@ where
             .collect();
         for chunk in syns.chunks(CHUNK) {
             let source = Source::new(Kind::Tc, chunk)?;
-            source.lead_to(loaded.program(Side::Ingress)?)?;
+            source.lead_to(loaded.program(Hook::Ingress)?)?;
             netns.run(|| source.time(UPLINK, 0, u32::try_from(chunk.len())?))?;
             for (key, flow) in keep::<A>(&mut loaded.ebpf)? {
                 let way = usize::from(flow.direction == Direction::Reply as u8);
@@ -296,7 +358,9 @@ where
 struct Lane {
     name: &'static str,
     source: Source,
-    side: Side,
+    hook: Hook,
+    /// In our program's place.
+    instead: Option<Program>,
     answer: u32,
     opens: bool,
     next: u64,
@@ -333,15 +397,15 @@ pub fn measure(netns: &Netns, wanted: Wanted<'_>, (rounds, repeat): (u32, u32)) 
         } else {
             open::<Addr4>(&mut loaded, netns, flows)?
         };
-        lanes.extend(self::lanes(&ends, flows, v6, only)?.into_iter().map(|lane| (at, lane)));
+        let wanted = self::lanes(&ends, flows, v6, |name, hook| name.starts_with(only) && loaded.has(hook))?;
+        lanes.extend(wanted.into_iter().map(|lane| (at, lane)));
         all.push(loaded);
     }
     // The same case of all objects together.
     lanes.sort_by_key(|(_, lane)| lane.name);
     let mut seen: BTreeMap<(&str, usize), Vec<f64>> = BTreeMap::new();
     for round in 0..rounds as usize {
-        for step in 0..lanes.len() {
-            let at = (step + round) % lanes.len();
+        for at in order(lanes.len(), round) {
             let (object, lane) = &mut lanes[at];
             let ns = one_round(netns, &all[*object], lane, repeat)?;
             seen.entry((lane.name, *object)).or_default().push(ns);
@@ -368,31 +432,34 @@ pub fn two_instructions(kind: Kind, answer: i32) -> Result<Program> {
     code.program(kind, "bench_two")
 }
 
-fn lanes(ends: &Ends, flows: u32, v6: bool, only: &str) -> Result<Vec<Lane>> {
-    use Side::{Egress, Ingress};
-    let of = |ends: &[[L4Addr; 2]], says| -> Vec<Vec<u8>> {
-        // In no order, as packets come.
-        let mut shuffled: Vec<_> = (0_u64..).zip(ends).collect();
-        shuffled.sort_by_key(|(at, _)| at.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23));
-        let end = |at: L4Addr| {
-            let at = SocketAddr::from(at);
-            SocketAddr::new(at.ip().to_canonical(), at.port())
-        };
-        shuffled.into_iter().map(|(_, [from, to])| frame(CABLE, end(*from), end(*to), says)).collect()
+/// Frames between ends.
+pub(super) fn frames_of(ends: &[[L4Addr; 2]], says: Says) -> Vec<Vec<u8>> {
+    // In no order, as packets come.
+    let mut shuffled: Vec<_> = (0_u64..).zip(ends).collect();
+    shuffled.sort_by_key(|(at, _)| at.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23));
+    let end = |at: L4Addr| {
+        let at = SocketAddr::from(at);
+        SocketAddr::new(at.ip().to_canonical(), at.port())
     };
+    shuffled.into_iter().map(|(_, [from, to])| frame(CABLE, end(*from), end(*to), says)).collect()
+}
+
+fn lanes(ends: &Ends, flows: u32, v6: bool, is_wanted: impl Fn(&str, Hook) -> bool) -> Result<Vec<Lane>> {
+    use Hook::{Egress, Ingress, Xdp};
     let list = |count: u32, to: &dyn Fn(u32) -> SocketAddr, says| -> Vec<Vec<u8>> {
         (0..count).map(|number| frame(CABLE, client(number, v6), to(number), says)).collect()
     };
     let elsewhere = |_| SocketAddr::new(backend(99, false, v6), 443);
     let mut lanes = Vec::new();
-    let mut lane = |name: &'static str, frames: Vec<Vec<u8>>, side, answer, opens| -> Result<()> {
-        if name.starts_with(only) {
+    let mut lane = |name: &'static str, frames: Vec<Vec<u8>>, hook: Hook, answer, opens| -> Result<()> {
+        if is_wanted(name, hook) {
             let flows = u32::try_from(frames.len())?;
-            let source = Source::new(Kind::Tc, &frames)?;
-            lanes.push(Lane { name, source, side, answer, opens, next: 0, flows });
+            let source = Source::new(hook.kind(), &frames)?;
+            lanes.push(Lane { name, source, hook, instead: None, answer, opens, next: 0, flows });
         }
         Ok(())
     };
+    let of = frames_of;
     lane("foreign, comes", list(flows, &elsewhere, Says::Ack), Ingress, NEXT, false)?;
     lane("foreign SYN, comes", list(flows, &elsewhere, Says::Syn), Ingress, NEXT, false)?;
     lane("foreign, leaves", list(flows, &elsewhere, Says::Ack), Egress, NEXT, false)?;
@@ -411,18 +478,39 @@ fn lanes(ends: &Ends, flows: u32, v6: bool, only: &str) -> Result<Vec<Lane>> {
     };
     lane("new flow, backend elsewhere", fresh(false), Ingress, REDIRECT, true)?;
     lane("new flow, backend here", fresh(true), Ingress, NEXT, true)?;
+    lane("XDP foreign", list(flows, &elsewhere, Says::Ack), Xdp, PASS, false)?;
+    lane("XDP a Service's without a flow", list(flows, &late, Says::Ack), Xdp, PASS, false)?;
+    lane(EXPRESS_HIT, of(&ends.away[0], Says::Ack), Xdp, TX, false)?;
+    lane("XDP its answer", of(&ends.away[1], Says::Ack), Xdp, TX, false)?;
+    // What XDP looks at for nothing: tc serves it.
+    lane("XDP flow of a backend here", of(&ends.here[0], Says::Ack), Xdp, PASS, false)?;
+    lane(ROUTE, list(1, &elsewhere, Says::Ack), Xdp, PASS, false)?;
+    let requests = of(&ends.away[0], Says::Ack);
+    for (name, ..) in ENTRY {
+        lane(name, requests.clone(), Xdp, PASS, false)?;
+    }
+    for lane in &mut lanes {
+        lane.instead = match lane.name {
+            ROUTE => Some(route(backend(0, false, v6))?),
+            name => match ENTRY.into_iter().find(|(entry, ..)| *entry == name) {
+                Some((_, preallocated, times)) => Some(entry(&requests, v6, preallocated, times)?),
+                None => None,
+            },
+        };
+    }
     Ok(lanes)
 }
 
 /// Nanoseconds of one round, what the empty program takes subtracted.
 fn one_round(netns: &Netns, loaded: &Loaded, lane: &mut Lane, repeat: u32) -> Result<f64> {
-    let two = two_instructions(Kind::Tc, -1)?;
-    let before = loaded.counted(Reason::Flow)?;
+    let two = two_instructions(lane.hook.kind(), lane.answer.cast_signed())?;
+    let (before, expressed) = (loaded.counted(Reason::Flow)?, loaded.counted(Reason::Express)?);
     let (nothing, took) = netns.run(|| -> Result<_> {
         go_first()?;
         lane.source.lead_to(two.as_fd())?;
         let nothing = lane.source.time(UPLINK, lane.next, repeat)?;
-        lane.source.lead_to(loaded.program(lane.side)?)?;
+        let ours = || loaded.program(lane.hook);
+        lane.source.lead_to(lane.instead.as_ref().map_or_else(ours, |program| Ok(program.as_fd()))?)?;
         let answer = lane.source.answer(UPLINK, lane.next)?;
         ensure!(answer == lane.answer, "{}: answer {answer} instead of {}", lane.name, lane.answer);
         if !lane.opens {
@@ -438,6 +526,9 @@ fn one_round(netns: &Netns, loaded: &Loaded, lane: &mut Lane, repeat: u32) -> Re
         "{}: {opened} flows opened by {repeat} packets",
         lane.name
     );
+    let expressed = loaded.counted(Reason::Express)? - expressed;
+    let wanted = if (lane.hook, lane.answer) == (Hook::Xdp, TX) { 1 + lane.flows + repeat } else { 0 };
+    ensure!(expressed == u64::from(wanted), "{}: {expressed} of {wanted} were sent on at XDP", lane.name);
     lane.next += u64::from(repeat);
     Ok(took - nothing)
 }

@@ -13,7 +13,6 @@ use std::{
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd as _, OwnedFd},
-    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -31,16 +30,16 @@ use super::{
     runs::{self, two_instructions},
     worker,
 };
-use crate::{Netns, Node, Place as _, Pod, Topology};
+use crate::{Netns, Node, Pod, Topology};
 
 /// Backends elsewhere, and here: what is masqueraded has 64k ports for each.
 const BACKENDS: u16 = 16;
-/// `XDP_TX`
-const TX: i32 = 3;
 /// NodePort of the Service with backends elsewhere, and of that with one here.
 const NODE_PORTS: [u16; 2] = [30_080, 30_081];
 /// Frames that are sent together, as in [`Program::send`].
 const BATCH: usize = 64;
+/// The node's ends of cables.
+pub const CABLES: [&str; 2] = ["up0", "down0"];
 /// How often flows that are to be proven send: a first packet, one more after its answer, and the same again.
 const TIMES: usize = 4;
 /// The cable to the client, from whom frames come.
@@ -89,6 +88,7 @@ pub struct Wire {
     server: Netns,
     pod: Pod,
     sinks: Option<Sinks>,
+    taking: Vec<OwnedFd>,
     topology: Topology,
 }
 
@@ -151,7 +151,7 @@ impl Wire {
         node.netns.ip("route add 10.1.3.0/24 dev pod0\nroute add fd00:10:1:3::/64 dev pod0")?;
         // The node's end must take frames, and so must the ends that others send frames to.
         node.netns.run(|| take_frames("up0"))?;
-        Ok(Self { name, cpu, client, server, pod, sinks: None, topology })
+        Ok(Self { name, cpu, client, server, pod, sinks: None, taking: Vec::new(), topology })
     }
 
     /// The node.
@@ -162,6 +162,47 @@ impl Wire {
     /// The Services that clients are sent to: TCP and UDP at a NodePort, one with backends elsewhere, one with backends here.
     pub fn objects(&self) -> Vec<Value> {
         objects(&self.node().name)
+    }
+
+    /// Lets the other ends of cables take what XDP sends: a veth tells the other end of a frame only if that has a program, too.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub fn take_express(&mut self) -> Result<()> {
+        let passes = two_instructions(Kind::Xdp, runs::PASS.cast_signed())?;
+        for netns in [&self.client, &self.server] {
+            self.taking.push(netns.run(|| passes.attach(if_nametoindex("eth0")?))?);
+        }
+        Ok(())
+    }
+
+    /// From now on, the neighbours may be asked for, as the self-test of XDP does.
+    ///
+    /// # Errors
+    /// Those of ip(8).
+    pub fn ask_neighbours(&self) -> Result<()> {
+        self.neighbours("stale")
+    }
+
+    /// From now on, nobody asks for the neighbours again, as in lanes without XDP.
+    ///
+    /// # Errors
+    /// Those of ip(8).
+    pub fn keep_neighbours(&self) -> Result<()> {
+        self.neighbours("permanent")
+    }
+
+    fn neighbours(&self, state: &str) -> Result<()> {
+        let mut lines = String::new();
+        for (device, last, net) in [(CABLES[0], 0x12, 60), (CABLES[1], 0x22, 70)] {
+            for ip in [format!("192.168.{net}.2"), format!("fd00:192:168:{net}::2")] {
+                writeln!(
+                    lines,
+                    "neigh replace {ip} lladdr 02:00:00:00:00:{last:x} dev {device} nud {state}"
+                )?;
+            }
+        }
+        self.node().netns.ip(&lines)
     }
 
     /// From now on, datagrams end where they are counted.
@@ -270,23 +311,12 @@ impl Wire {
             work(if_nametoindex("eth0")?)
         })
     }
-
-    /// Forgets what connection tracking knows on the node.
-    ///
-    /// # Errors
-    /// conntrack(8) is not installed, or fails.
-    pub fn forget(&self) -> Result<()> {
-        let output = Command::new("conntrack").arg("-F").in_netns(&self.node().netns).output();
-        let output = output.context("cannot run conntrack(8): install the package conntrack")?;
-        ensure!(output.status.success(), "conntrack -F: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
-    }
 }
 
 /// Frames that are sent out of the device they seem to come from.
 fn source(frames: &[Vec<u8>]) -> Result<Source> {
     let source = Source::new(Kind::Xdp, frames)?;
-    source.lead_to(two_instructions(Kind::Xdp, TX)?.as_fd())?;
+    source.lead_to(two_instructions(Kind::Xdp, runs::TX.cast_signed())?.as_fd())?;
     Ok(source)
 }
 

@@ -1,12 +1,14 @@
 //! `cargo xtask bench packets`: what a packet costs, beside plain forwarding and beside real kube-proxy, in one run.
 //!
 //! ```text
-//! runs   our programs alone, by BPF_PROG_TEST_RUN: nanoseconds above a program of two instructions
-//! path   packets through a node on one CPU: forwarding, ours, nftables, iptables, forwarding again
-//! xdp    live frames over a program of two instructions that sends them back
+//! runs   our programs alone, at tc and at XDP, by BPF_PROG_TEST_RUN: nanoseconds above a program of two instructions
+//! xdp    live frames that lb_xdp sends back, over a program of two instructions that does
+//! path   packets through a node on one CPU: forwarding, ours at tc and at XDP, nftables, iptables, forwarding again
+//! rr     requests over open connections between pods: direct, ours at sockets and at tc, nftables, iptables, direct again
+//! udp    the same in datagrams, of one socket and of a new one each time
 //! ```
 
-use std::{fs, panic::resume_unwind, path::PathBuf, process::ExitCode, thread};
+use std::{fs, panic::resume_unwind, path::PathBuf, process::ExitCode, thread, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
@@ -14,24 +16,27 @@ use lb_agent::datapath::OBJECT;
 use lb_tests::{
     Agent, Home,
     bench::{
-        path::{Cell, Flows, PLAIN},
+        lane::Lane,
+        path::{Cell, Flows, PLAIN, expressed},
         peers::{self, IPTABLES, NFTABLES, Peers, SERVICE_PORT},
-        report::{Goal, OURS},
+        report::{DIRECT, Goal, OURS, OURS_XDP},
+        requests::{self, OURS_TC},
         runs::{self, Case, Wanted},
-        wire::{self, Where, Wire},
-        worker,
+        wire::{self, CABLES, Where, Wire},
+        worker::{self, Asking},
         xdp::{self, Port},
     },
     control_plane::ControlPlane,
     privilege,
+    wait::wait_for,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// What a packet costs.
 #[derive(Debug, Parser)]
 struct Args {
     /// What to measure.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "runs,path,xdp")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "runs,xdp,path,rr,udp")]
     parts: Vec<Part>,
     /// Numbers of Services.
     #[arg(long, value_delimiter = ',', default_value = "1,1000,10000")]
@@ -48,16 +53,19 @@ struct Args {
     /// Rounds of each lane. Many short ones: the machine's speed drifts within seconds.
     #[arg(long, default_value_t = 15)]
     rounds: u32,
-    /// Packets of each round.
+    /// Packets of each round of packets.
     #[arg(long, default_value_t = 131_072)]
     packets: u32,
+    /// Milliseconds of each round of requests.
+    #[arg(long, default_value_t = 150)]
+    ms: u64,
     /// Of the programs alone, only what begins so.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
     only: String,
     /// Of the programs alone, also those of another object, in turn with ours: what `cargo xtask build-ebpf` made of another version.
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
-    /// CPU that everything runs on.
+    /// CPU that everything runs on; for requests always the first one.
     #[arg(long, default_value_t = 0)]
     cpu: usize,
     /// Leave kube-proxy out.
@@ -68,21 +76,18 @@ struct Args {
     out: Option<PathBuf>,
 }
 
-impl Args {
-    /// Flows of a family that are open at once: those of every cell, for flows of the one before are not over when the next begins.
-    fn room(&self) -> u32 {
-        (2 * self.flows.iter().sum::<u32>()).max(1 << 17).next_power_of_two()
-    }
-}
-
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum Part {
     /// Nanoseconds of our programs alone.
     Runs,
-    /// Packets through a node.
-    Path,
     /// Frames at XDP.
     Xdp,
+    /// Packets through a node.
+    Path,
+    /// Requests over open connections.
+    Rr,
+    /// Requests in datagrams.
+    Udp,
 }
 
 fn main() -> ExitCode {
@@ -107,30 +112,51 @@ fn run(args: &Args) -> Result<bool> {
         let alone = thread::scope(|scope| scope.spawn(|| programs_alone(args)).join());
         cases = alone.unwrap_or_else(|panic| resume_unwind(panic))?;
     }
+    let frames = if args.parts.contains(&Part::Xdp) { live_frames(args)? } else { Vec::new() };
     let mut cells = Vec::new();
     if args.parts.contains(&Part::Path) {
         through_a_node(args, &mut cells)?;
     }
-    let mut missing = false;
-    let mut lanes = Vec::new();
-    if args.parts.contains(&Part::Xdp) {
-        (lanes, missing) = frames(args)?;
+    let mut asked = Vec::new();
+    if args.parts.contains(&Part::Rr) || args.parts.contains(&Part::Udp) {
+        ask(args, &mut asked)?;
     }
-    let goals: Vec<Goal> =
-        cells.iter().map(Cell::goals).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
-    println!("\ngoals");
-    for goal in &goals {
-        println!("{} {:<90} {:.3}", if goal.reached { "[ok]  " } else { "[MISS]" }, goal.what, goal.seen);
-    }
+    let mut goals: Vec<Goal> = cases.iter().filter_map(Case::goal).collect();
+    goals.extend(frames.iter().flat_map(xdp::Cell::goals));
+    goals.extend(cells.iter().map(Cell::goals).collect::<Result<Vec<_>>>()?.into_iter().flatten());
+    goals.extend(asked.iter().flat_map(requests::Cell::goals));
+    report(&goals);
     if let Some(folder) = &args.out {
         fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let all = json!({
-            "runs": cases, "cells": cells, "xdp": lanes, "goals": goals, "rounds": args.rounds, "packets": args.packets,
+            "runs": cases, "cells": cells, "xdp": frames, "requests": asked, "goals": goals, "rounds": args.rounds,
+            "packets": args.packets, "ms": args.ms,
         });
         fs::write(folder.join("packets.json"), serde_json::to_vec_pretty(&all)?)?;
         println!("written: {}", folder.display());
     }
-    Ok(!missing && goals.iter().all(|goal| goal.reached))
+    Ok(goals.iter().all(|goal| goal.reached))
+}
+
+fn report(goals: &[Goal]) {
+    let kernel = nix::sys::utsname::uname();
+    let kernel = kernel.as_ref().map_or_else(|_| "?".into(), |name| name.release().to_string_lossy());
+    println!("\ngoals (kernel {kernel}, {})", processor().unwrap_or_else(|| "?".into()));
+    for goal in goals {
+        println!("{} {:<90} {:.3}", if goal.reached { "[ok]  " } else { "[MISS]" }, goal.what, goal.seen);
+    }
+    let below = goals.iter().filter(|goal| !goal.reached && goal.what.contains("not below"));
+    match below.count() {
+        0 => {}
+        count => println!("\nSLOWER THAN KUBE-PROXY in {count} of the lines above: search for BELOW"),
+    }
+}
+
+/// What this machine says it is made of.
+fn processor() -> Option<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let name = text.lines().find(|line| line.starts_with("model name"))?.split(": ").nth(1)?;
+    Some(format!("{}x {name}", thread::available_parallelism().ok()?))
 }
 
 fn programs_alone(args: &Args) -> Result<Vec<Case>> {
@@ -143,8 +169,8 @@ fn programs_alone(args: &Args) -> Result<Vec<Case>> {
     }
     let mut all = Vec::new();
     for &services in &args.sizes {
-        // One flow tells nothing that some do not, and new ones are among the cases.
-        for &flows in args.flows.iter().filter(|flows| **flows > 1) {
+        // New flows are among the cases.
+        for &flows in args.flows.iter().filter(|flows| **flows > 0) {
             for &family in &args.families {
                 let wanted = Wanted { objects: &objects, services, flows, v6: family == 6, only: &args.only };
                 let cases = runs::measure(&netns, wanted, (args.rounds, args.packets))?;
@@ -159,38 +185,38 @@ fn programs_alone(args: &Args) -> Result<Vec<Case>> {
     Ok(all)
 }
 
-/// The lanes at XDP, and whether ours is missing.
-fn frames(args: &Args) -> Result<(Vec<xdp::Lane>, bool)> {
+fn live_frames(args: &Args) -> Result<Vec<xdp::Cell>> {
     let port = Port::new(args.cpu)?;
-    let ours = xdp::ours(OBJECT)?;
-    if ours.is_none() {
-        println!(
-            "\nNOT MEASURED: lb_xdp, which this object does not have; G5 is not reached. Only what it is compared with:"
-        );
-    }
     let mut all = Vec::new();
-    for &flows in args.flows.iter().filter(|flows| **flows > 1) {
+    for &flows in args.flows.iter().filter(|flows| **flows > 0) {
         for &family in &args.families {
-            let lanes =
-                xdp::measure(&port, ours.as_ref(), (flows, family == 6), (args.rounds, args.packets))?;
-            println!("\nXDP, {flows} flows, IPv{family}: ns for each frame, over the first");
-            for xdp::Lane { name, ns, ratio, .. } in &lanes {
+            let cell = xdp::measure(&port, OBJECT, (flows, family == 6), (args.rounds, args.packets))?;
+            println!("\nXDP, {flows} flows, IPv{family}, A-A {:.3}", cell.a_a);
+            println!(
+                "{:<16} {:>8} {:>9} {:>24} {:>12}",
+                "", "ns/frame", "Mpps", "rate over XDP_TX", "with source"
+            );
+            for xdp::Lane { name, ns, ratio, with_source } in &cell.lanes {
                 println!(
-                    "{name:<14} {:>5.0} {:.3} ({:.3}..{:.3})",
-                    ns.median, ratio.median, ratio.min, ratio.max
+                    "{name:<16} {:>8.0} {:>9.3} {:>24} {:>12.3}",
+                    ns.median,
+                    1e3 / ns.median,
+                    format!("{:.3} ({:.3}..{:.3})", ratio.median, ratio.min, ratio.max),
+                    with_source.median,
                 );
             }
-            all.extend(lanes);
+            all.push(cell);
         }
     }
-    Ok((all, ours.is_none()))
+    Ok(all)
 }
 
 fn through_a_node(args: &Args, cells: &mut Vec<Cell>) -> Result<()> {
     let peers: &[&str] = if args.alone { &[] } else { &[NFTABLES, IPTABLES] };
-    let names = [PLAIN[0], OURS].into_iter().chain(peers.iter().copied()).chain([PLAIN[1]]);
+    let names = [PLAIN[0], OURS, OURS_XDP].into_iter().chain(peers.iter().copied()).chain([PLAIN[1]]);
     let mut wires = names.map(|name| Wire::new(name, args.cpu)).collect::<Result<Vec<_>>>()?;
     wires.iter_mut().try_for_each(Wire::count)?;
+    wires.iter_mut().filter(|wire| wire.name == OURS_XDP).try_for_each(Wire::take_express)?;
     if args.alone {
         return sizes(args, &wires, None, cells);
     }
@@ -202,23 +228,57 @@ fn through_a_node(args: &Args, cells: &mut Vec<Cell>) -> Result<()> {
     sizes(args, &wires, Some(peers), cells)
 }
 
+/// A lane of ours.
+struct Ours<'a> {
+    wire: &'a Wire,
+    home: Home,
+}
+
+impl<'a> Ours<'a> {
+    fn new(wires: &'a [Wire], name: &str) -> Result<Self> {
+        let wire = wires.iter().find(|wire| wire.name == name).context("a lane")?;
+        let home = Home::new("bench-packets")?;
+        home.apply("wire", &wire.objects())?;
+        Ok(Self { wire, home })
+    }
+
+    /// Starts an agent that keeps so many flows, with XDP if the lane is to have that. If it does not get it, the lane will be void.
+    fn start(&self, services: &[Value], flows: u32) -> Result<Agent> {
+        self.home.apply("services", services)?;
+        let xdp = self.wire.name == OURS_XDP;
+        if xdp {
+            self.wire.ask_neighbours()?;
+        }
+        let devices = CABLES.join(",");
+        let xdp_option = if xdp { "native" } else { "off" };
+        let flows = flows.to_string();
+        let options =
+            ["--devices", &devices, "--pod-devices", "pod*", "--xdp", xdp_option, "--map-max-flows", &flows];
+        let agent = Agent::start_with(self.wire.node(), &self.home, options)?;
+        if xdp {
+            let is_on = || expressed(&self.home).map(drop).map_err(|error| format!("{error:#}"));
+            if let Err(why) = wait_for("XDP at both cables", Duration::from_secs(30), is_on) {
+                println!("{why:#}");
+            }
+            self.wire.keep_neighbours()?;
+        }
+        Ok(agent)
+    }
+}
+
 fn sizes(args: &Args, wires: &[Wire], mut peers: Option<Peers<'_>>, cells: &mut Vec<Cell>) -> Result<()> {
-    let home = Home::new("bench-packets")?;
-    let ours = wires.iter().find(|wire| wire.name == OURS).context("a lane")?;
+    let [ours, express] = [OURS, OURS_XDP].map(|name| Ours::new(wires, name));
+    let (ours, express) = (ours?, express?);
     let lanes: Vec<&'static str> = wires.iter().map(|wire| wire.name).collect();
     let backends = wire::backends();
-    home.apply("wire", &ours.objects())?;
+    // Those of backends elsewhere and of those here are all kept to the end, as connection tracking keeps them. A table without room
+    // would be a measurement of something else.
+    let kept = (2 * args.flows.iter().sum::<u32>()).next_power_of_two().max(1 << 16);
     for &size in &args.sizes {
         println!("loading {size} Services");
         let services: Vec<_> =
             (0..size).flat_map(|number| peers::objects_of(number, size, backends)).collect();
-        home.apply("services", &services)?;
-        let room = args.room().to_string();
-        let agent = Agent::start_with(
-            ours.node(),
-            &home,
-            ["--devices", "up0,down0", "--pod-devices", "pod*", "--map-max-flows", &room],
-        )?;
+        let agents = [ours.start(&services, kept)?, express.start(&services, kept)?];
         let mut remark = None;
         if let Some(peers) = &mut peers {
             for place in [Where::Elsewhere, Where::Here] {
@@ -233,7 +293,7 @@ fn sizes(args: &Args, wires: &[Wire], mut peers: Option<Peers<'_>>, cells: &mut 
                 for &flows in &args.flows {
                     let flows = if flows == 0 { Flows::New } else { Flows::Open(flows) };
                     let mut cell = Cell::measure(
-                        wires,
+                        (wires, [&ours.home, &express.home]),
                         (size, family == 6),
                         (place, flows),
                         (args.rounds, args.packets),
@@ -244,7 +304,70 @@ fn sizes(args: &Args, wires: &[Wire], mut peers: Option<Peers<'_>>, cells: &mut 
                 }
             }
         }
-        agent.stop()?;
+        agents.into_iter().try_for_each(Agent::stop)?;
+    }
+    Ok(())
+}
+
+fn ask(args: &Args, cells: &mut Vec<requests::Cell>) -> Result<()> {
+    let peers: &[&str] = if args.alone { &[] } else { &[NFTABLES, IPTABLES] };
+    let names = [DIRECT[0], OURS, OURS_TC].into_iter().chain(peers.iter().copied()).chain([DIRECT[1]]);
+    let lanes = names.map(Lane::for_requests).collect::<Result<Vec<_>>>()?;
+    if args.alone {
+        return ask_sizes(args, &lanes, None, cells);
+    }
+    let control_plane = ControlPlane::start()?;
+    let node = |name: &str| lanes.iter().find(|lane| lane.name == name).map(Lane::node);
+    let nodes = [node(NFTABLES).context("a lane")?, node(IPTABLES).context("a lane")?];
+    let peers = Peers::start(&control_plane, nodes)?;
+    control_plane.create_all(requests::objects(&lanes[0]))?;
+    ask_sizes(args, &lanes, Some(peers), cells)
+}
+
+fn ask_sizes(
+    args: &Args,
+    lanes: &[Lane],
+    mut peers: Option<Peers<'_>>,
+    cells: &mut Vec<requests::Cell>,
+) -> Result<()> {
+    let (tcp, udp) = ([Asking::Tcp(1), Asking::Tcp(16)], [Asking::UdpFixed, Asking::UdpFresh]);
+    let parts = [(Part::Rr, tcp), (Part::Udp, udp)];
+    let asking: Vec<Asking> =
+        parts.into_iter().filter(|(part, _)| args.parts.contains(part)).flat_map(|(_, ways)| ways).collect();
+    let names: Vec<&'static str> = lanes.iter().map(|lane| lane.name).collect();
+    let homes = [Home::new("bench-sockets")?, Home::new("bench-tc")?];
+    let [ours, tc] = [OURS, OURS_TC].map(|name| lanes.iter().find(|lane| lane.name == name));
+    let (ours, tc) = (ours.context("a lane")?, tc.context("a lane")?);
+    let backends = [false, true].map(|v6| ours.backend(v6));
+    for &size in &args.sizes {
+        println!("loading {size} Services");
+        let mut services = requests::objects(ours);
+        services.extend((0..size).flat_map(|number| peers::objects_of(number, size, backends)));
+        homes.iter().try_for_each(|home| home.apply("services", &services))?;
+        let agents = [
+            Agent::start(ours.node(), &homes[0])?,
+            Agent::start_with(tc.node(), &homes[1], ["--socket-lb", "none", "--pod-devices", "pod*"])?,
+        ];
+        let mut remark = None;
+        if let Some(peers) = &mut peers {
+            for v6 in [false, true] {
+                let to = requests::asked(v6);
+                peers.wait_programmed(to.ip(), to.port())?;
+            }
+            remark = peers.load(size, args.real, backends)?;
+        }
+        for &family in &args.families {
+            for &asking in &asking {
+                let time = (args.rounds, Duration::from_millis(args.ms));
+                let mut cell = requests::Cell::measure(lanes, (size, family == 6), asking, time)?;
+                if let Some(remark) = &remark {
+                    cell.cell.remarks.extend([NFTABLES, IPTABLES].map(|lane| (lane, remark.clone())));
+                }
+                print!("{}", cell.table(&names));
+                cells.push(cell);
+            }
+        }
+        agents.into_iter().try_for_each(Agent::stop)?;
     }
     Ok(())
 }
