@@ -203,6 +203,8 @@ impl FlowState {
     pub const FIN: Self = Self { bits: 4 };
     /// Somebody has sent RST.
     pub const RESET: Self = Self { bits: 8 };
+    /// Both directions are proven and there was no room for the flow where it would be kept.
+    pub const CROWDED: Self = Self { bits: 16 };
 
     /// Whether every bit of `other` is set.
     pub const fn has(self, other: Self) -> bool {

@@ -40,7 +40,7 @@ pub enum Reason {
     NoRoute = 16,
     /// A packet was dropped: its flow could not be written.
     NoFlow = 17,
-    /// A flow that proved both directions could not be kept: the table is full.
+    /// A flow that proved both directions could not be kept: the table is full. Tried again with a packet of it eight seconds later.
     NotKept = 18,
     /// A packet was dropped: it has been forwarded too often.
     TtlExceeded = 19,
@@ -146,7 +146,7 @@ impl Reason {
                 "packets dropped: no route leads to their backend, or one by a device that is not served"
             }
             Self::NoFlow => "packets dropped: their flow could not be written",
-            Self::NotKept => "packets of flows that could not be kept because the table is full",
+            Self::NotKept => "flows that could not be kept because the table is full, counted again every eight seconds",
             Self::TtlExceeded => "packets dropped: they have been forwarded too often",
             Self::Martian => "packets from outside with an address of this node as their source, left alone",
             Self::Unanswered => "refused packets without an answer: ICMP errors are limited",

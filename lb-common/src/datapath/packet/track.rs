@@ -125,9 +125,16 @@ fn note<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, table: Table) {
     if flow.goes(Direction::Reply) {
         state = state.with(FlowState::REPLIED);
     } else if table == Table::New && state.has(FlowState::REPLIED) && !packet.asks() {
-        keep(world, work, state);
-        return;
+        // With a full table, not for each packet again: it costs two looks and a write that fails.
+        let is_due = work.now_s.wrapping_sub(flow.seen_s) >= SEEN_EVERY_S;
+        if is_due || !state.has(FlowState::CROWDED) {
+            if keep(world, work, state.without(FlowState::CROWDED)) {
+                return;
+            }
+            state = state.with(FlowState::CROWDED);
+        }
     }
+    let Work { flow, .. } = work;
     if state != flow.state {
         changed(world, work, table, state);
     }
@@ -168,14 +175,14 @@ fn changed<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, table: Table
     }
 }
 
-/// Both directions are proven: the flow is kept whatever new ones come. With a full table it stays where it is, and is tried
-/// again with the next packet.
+/// Both directions are proven: the flow is kept whatever new ones come. False if there is no room: it stays where it is, and is tried
+/// again some seconds later.
 #[inline(always)]
-fn keep<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, state: FlowState) {
+fn keep<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, state: FlowState) -> bool {
     work.answers = work.flow.other_key(&work.packet.key);
     let Work { packet, flow, answers, entry, now_s, .. } = work;
     if find(world, answers, entry) != Some(Table::New) || !entry.goes(Direction::Reply) {
-        return;
+        return true;
     }
     entry.state = entry.state.with(FlowState::PROVEN);
     if world.put_flow(Table::Kept, answers, entry, false) {
@@ -183,9 +190,10 @@ fn keep<A: FlowAddr, W: Flows<A>>(world: &W, work: &mut Work<A>, state: FlowStat
         flow.seen_s = *now_s;
         if world.put_flow(Table::Kept, &packet.key, flow, false) {
             world.move_on(&packet.key, answers);
-            return;
+            return true;
         }
         world.remove_flow(Table::Kept, answers);
     }
     world.count(Reason::NotKept);
+    false
 }
