@@ -233,6 +233,65 @@ fn tunnels_are_served() {
     agent.stop().unwrap();
 }
 
+/// 2.7-unallocated: by pods, the node and clients outside, but not where another proxy serves an address of the range.
+#[test]
+fn nobody_is_to_answer_at_a_cluster_ip_that_no_service_has() {
+    needs_root!();
+    let set = Set::new("devices-unallocated");
+    let (node, other) = (set.node(), set.net.node(2));
+    set.apply(&json!({}));
+    // Without a word from us the packets would meet somebody: node 2 is the gateway, and has the addresses.
+    node.netns
+        .ip("route add 10.0.0.0/16 via 192.168.50.2\nroute add fd00:10:0::/48 via fd00:192:168:50::2")
+        .unwrap();
+    let gateway = other.probe("gateway").unwrap();
+    let free = ["10.0.9.9:8080", "[fd00:10:0:9::9]:8080"];
+    for to in free {
+        other.add_address(at(to).ip()).unwrap();
+        serve(&gateway, "gateway", at(to).ip());
+    }
+    node.netns
+        .nft(
+            "add table inet proxy
+              add chain inet proxy pre { type nat hook prerouting priority -100; }
+              add rule inet proxy pre ip daddr 10.0.9.8 dnat ip to 10.2.255.1
+              add rule inet proxy pre ip6 daddr fd00:10:0:9::8 dnat ip6 to fd00:10:2:255::1",
+        )
+        .unwrap();
+    let own = node.probe("own").unwrap();
+    let Set { pod, client, home, .. } = &set;
+    let meets = |drops: bool| {
+        for to in free {
+            for (probe, who) in [(pod, "a pod"), (&own, "the node")] {
+                let tcp = probe.tcp(&Tcp::to(at(to)).timeout(Duration::from_millis(500)));
+                let udp = probe.udp(&Udp::to(at(to)).timeout(Duration::from_millis(500)));
+                for reached in [tcp, udp] {
+                    let said =
+                        reached.map(|it| it.server().to_owned()).map_err(|error| error.errno().to_owned());
+                    let wanted = if drops { Err("TIMEOUT".to_owned()) } else { Ok("gateway".to_owned()) };
+                    assert_eq!(said, wanted, "{who} to {to}");
+                }
+            }
+        }
+        expect(&[
+            (pod, "a pod", "10.0.9.8:8080", "far", client.ipv4.into()),
+            (pod, "a pod", "[fd00:10:0:9::8]:8080", "far", client.ipv6.into()),
+            (pod, "a pod", "10.0.1.100:80", "far", client.ipv4.into()),
+        ]);
+    };
+    let ranges = ["--service-cidr", "10.0.0.0/16,fd00:10:0::/48"];
+    let agent = set.start(&ranges);
+    meets(true);
+    assert!(count(home, "dropped_unallocated") >= 8);
+    agent.stop().unwrap();
+    let agent = set.start(&[ranges[0], ranges[1], "--drop-unallocated", "false"]);
+    meets(false);
+    agent.stop().unwrap();
+    let agent = set.start(&[]);
+    meets(false);
+    agent.stop().unwrap();
+}
+
 /// Pods come and go, and so do uplinks.
 #[test]
 fn devices_that_come_are_served_and_those_that_go_are_forgotten() {

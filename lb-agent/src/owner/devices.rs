@@ -7,6 +7,7 @@ use std::{
 };
 
 use aya::Ebpf;
+use ipnet::IpNet;
 use lb_common::abi::{Device, PacketLb};
 use tracing::{info, warn};
 
@@ -167,6 +168,8 @@ impl Owner {
     /// # Errors
     /// Those of the maps.
     pub(super) fn plan_devices(&mut self) -> Result<(), MapError> {
+        let drops = self.settings.packets.drop_unallocated;
+        let cluster_ips: Vec<IpNet> = self.service_cidrs().into_iter().filter(|_| drops).collect();
         let Some(running) = &mut self.running else { return Ok(()) };
         if !self.devices.are_on() || !self.devices.has_changed {
             return Ok(());
@@ -184,6 +187,18 @@ impl Owner {
         };
         let mut writes = running.reconciler.set_pod_ranges(&pods)?;
         let packets = if pods.is_empty() { packets } else { packets.with(PacketLb::POD_RANGES) };
+        let packets = match running.reconciler.set_cluster_ips(&cluster_ips) {
+            Ok(more) => {
+                writes += more;
+                if cluster_ips.is_empty() { packets } else { packets.with(PacketLb::UNALLOCATED) }
+            }
+            // Nothing was written.
+            Err(error @ MapError::Full { .. }) => {
+                warn!(%error, "packets to cluster IPs that no Service has are left alone");
+                packets
+            }
+            Err(error) => return Err(error),
+        };
         writes += running.reconciler.set_packets(packets, &ports)?;
         match running.reconciler.set_devices(&self.devices.entries()) {
             Ok(more) => writes += more,

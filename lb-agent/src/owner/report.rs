@@ -185,7 +185,7 @@ impl Owner {
     }
 
     /// Address ranges of cluster IPs: those that were given, and those that the API server names.
-    fn service_cidrs(&self) -> BTreeSet<IpNet> {
+    pub(super) fn service_cidrs(&self) -> BTreeSet<IpNet> {
         self.settings.service_cidrs.0.iter().copied().chain(self.state.service_cidrs()).collect()
     }
 

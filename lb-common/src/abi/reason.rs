@@ -52,11 +52,13 @@ pub enum Reason {
     IcmpError = 22,
     /// A packet of a known flow was sent on at XDP.
     Express = 23,
+    /// A packet was dropped: cluster IPs are taken from the range of its destination, and no Service has that.
+    DroppedUnallocated = 24,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Connect,
         Self::Send,
         Self::RefusedConnect,
@@ -81,6 +83,7 @@ impl Reason {
         Self::Unanswered,
         Self::IcmpError,
         Self::Express,
+        Self::DroppedUnallocated,
     ];
 
     /// Name in metrics and tools.
@@ -110,6 +113,7 @@ impl Reason {
             Self::Unanswered => "unanswered",
             Self::IcmpError => "icmp_error",
             Self::Express => "express",
+            Self::DroppedUnallocated => "dropped_unallocated",
         }
     }
 
@@ -148,6 +152,7 @@ impl Reason {
             Self::Unanswered => "refused packets without an answer: ICMP errors are limited",
             Self::IcmpError => "ICMP errors about a flow that were translated",
             Self::Express => "packets sent on at XDP, before the kernel has made anything of them",
+            Self::DroppedUnallocated => "packets dropped: no Service has their cluster IP",
         }
     }
 }
