@@ -13,6 +13,7 @@ mod devices;
 mod express;
 mod gone;
 mod health_port;
+mod hooked;
 mod left_out;
 mod need;
 mod outputs;
@@ -20,6 +21,7 @@ mod pace;
 mod programs;
 mod receipts;
 mod report;
+mod translated;
 mod turns;
 mod unowned;
 
@@ -83,6 +85,8 @@ pub enum Message {
     Network(Network),
     /// How far the self-test of a device is, by interface index.
     Express(u32, Step),
+    /// Ports of this node that connections have which others masquerade.
+    Translated(BTreeSet<u16>),
     /// Grace periods have passed.
     Grace,
     /// Time to look after what was left undone, sent then.
@@ -228,11 +232,12 @@ impl Owner {
                     self.choose_devices();
                 }
             }
-            Message::Network(network) => {
-                self.take_own_addresses(network.addresses);
-                self.take_links(network.links);
+            Message::Network(Network { addresses, links, filters }) => {
+                self.take_own_addresses(addresses);
+                self.take_links(links, filters);
             }
             Message::Express(index, step) => self.take_express(index, step),
+            Message::Translated(ports) => self.take_translated(ports),
             // The pass asks what has room now.
             Message::Grace => {}
             Message::Tick(at) => {
@@ -307,6 +312,7 @@ impl Owner {
     /// the next tick starts again.
     fn start(&mut self) -> anyhow::Result<()> {
         let begin = Instant::now();
+        self.look_for_translated();
         let (loaded, too_small) = self.load_what_is_possible()?;
         let mut taken = self.take_over(loaded)?;
         if let Err(error) = self.everything() {
