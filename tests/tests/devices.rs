@@ -252,14 +252,18 @@ fn nobody_is_to_answer_at_a_cluster_ip_that_no_service_has() {
         other.add_address(at(to).ip()).unwrap();
         serve(&gateway, "gateway", at(to).ip());
     }
-    node.netns
-        .nft(
-            "add table inet proxy
-              add chain inet proxy pre { type nat hook prerouting priority -100; }
-              add rule inet proxy pre ip daddr 10.0.9.8 dnat ip to 10.2.255.1
-              add rule inet proxy pre ip6 daddr fd00:10:0:9::8 dnat ip6 to fd00:10:2:255::1",
-        )
-        .unwrap();
+    // Without nft, as under old kernels in an emulated machine, there is no other proxy.
+    let has_other = node.command("nft").arg("-v").output().is_ok();
+    if has_other {
+        node.netns
+            .nft(
+                "add table inet proxy
+                  add chain inet proxy pre { type nat hook prerouting priority -100; }
+                  add rule inet proxy pre ip daddr 10.0.9.8 dnat ip to 10.2.255.1
+                  add rule inet proxy pre ip6 daddr fd00:10:0:9::8 dnat ip6 to fd00:10:2:255::1",
+            )
+            .unwrap();
+    }
     let own = node.probe("own").unwrap();
     let Set { pod, client, home, .. } = &set;
     let meets = |drops: bool| {
@@ -275,11 +279,13 @@ fn nobody_is_to_answer_at_a_cluster_ip_that_no_service_has() {
                 }
             }
         }
-        expect(&[
-            (pod, "a pod", "10.0.9.8:8080", "far", client.ipv4.into()),
-            (pod, "a pod", "[fd00:10:0:9::8]:8080", "far", client.ipv6.into()),
-            (pod, "a pod", "10.0.1.100:80", "far", client.ipv4.into()),
-        ]);
+        expect(&[(pod, "a pod", "10.0.1.100:80", "far", client.ipv4.into())]);
+        if has_other {
+            expect(&[
+                (pod, "a pod", "10.0.9.8:8080", "far", client.ipv4.into()),
+                (pod, "a pod", "[fd00:10:0:9::8]:8080", "far", client.ipv6.into()),
+            ]);
+        }
     };
     let ranges = ["--service-cidr", "10.0.0.0/16,fd00:10:0::/48"];
     let agent = set.start(&ranges);
