@@ -21,6 +21,7 @@ pub mod k8s;
 pub mod leftovers;
 pub mod maps;
 pub mod model;
+mod netlink;
 pub mod observe;
 pub mod owner;
 pub mod reconcile;

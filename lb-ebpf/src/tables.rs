@@ -170,7 +170,13 @@ impl Tables for BpfTables {
         let second = unsafe { load_word(value, 1) };
         // SAFETY: as above.
         let third = unsafe { load_word(value, 2) };
-        Config::from_words([first, second, third])
+        // SAFETY: as above.
+        let fourth = unsafe { load_word(value, 3) };
+        // SAFETY: as above.
+        let fifth = unsafe { load_word(value, 4) };
+        // SAFETY: as above.
+        let sixth = unsafe { load_word(value, 5) };
+        Config::from_words([first, second, third, fourth, fifth, sixth])
     }
 
     #[inline(always)]

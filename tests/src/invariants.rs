@@ -18,7 +18,7 @@ use lb_common::abi::{
 /// Those of reading the maps.
 pub fn dangling(maps: &Maps) -> Result<Vec<String>, MapError> {
     let mut check = Check { maps, slots: Vec::new(), backends: BTreeMap::new(), wrong: Vec::new() };
-    let config = Config::from_words([0, 1, 2].map(|word| maps.config.load(word)));
+    let config = Config::from_words([0, 1, 2, 3, 4, 5].map(|word| maps.config.load(word)));
     let mut services: BTreeMap<u32, Vec<FrontendKey>> = BTreeMap::new();
     for (key, value) in maps.frontends.dump()? {
         check.frontend(&key, value, &config);

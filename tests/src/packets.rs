@@ -94,16 +94,27 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier
 /// # Errors
 /// Those of the kernel.
 pub fn attach(netns: &Netns, ebpf: &mut Ebpf, device: &str, tcx: bool) -> Result<()> {
+    if !tcx {
+        netns.run(|| qdisc_add_clsact(device).map_err(anyhow::Error::from))?;
+        return attach_filters(netns, ebpf, device, 1);
+    }
     netns.run(|| {
-        if !tcx {
-            qdisc_add_clsact(device)?;
-        }
         for (name, at) in [(INGRESS, TcAttachType::Ingress), (EGRESS, TcAttachType::Egress)] {
-            let options = if tcx {
-                TcAttachOptions::TcxOrder(LinkOrder::first())
-            } else {
-                TcAttachOptions::Netlink(NlOptions { priority: 1, ..NlOptions::default() })
-            };
+            let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+            program(ebpf, name)?.attach_with_options(device, at, options)?;
+        }
+        Ok(())
+    })
+}
+
+/// Attaches both programs to a device that has a clsact qdisc, as filters of this priority: the higher, the later.
+///
+/// # Errors
+/// Those of the kernel.
+pub fn attach_filters(netns: &Netns, ebpf: &mut Ebpf, device: &str, priority: u16) -> Result<()> {
+    netns.run(|| {
+        for (name, at) in [(INGRESS, TcAttachType::Ingress), (EGRESS, TcAttachType::Egress)] {
+            let options = TcAttachOptions::Netlink(NlOptions { priority, ..NlOptions::default() });
             program(ebpf, name)?.attach_with_options(device, at, options)?;
         }
         Ok(())

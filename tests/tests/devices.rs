@@ -4,7 +4,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use aya::programs::tc::qdisc_add_clsact;
 use lb_tests::agent::{Agent, Home, at, service, slice};
+use lb_tests::packets;
 use lb_tests::probe::{Serve, Tcp, Udp};
 use lb_tests::wait::wait_for;
 use lb_tests::{Node, Pod, Probe, Topology, Tunnel, needs, needs_root};
@@ -233,6 +235,71 @@ fn tunnels_are_served() {
     agent.stop().unwrap();
 }
 
+/// 2.7-unallocated: by pods, the node and clients outside, but not where another proxy serves an address of the range.
+#[test]
+fn nobody_is_to_answer_at_a_cluster_ip_that_no_service_has() {
+    needs_root!();
+    let set = Set::new("devices-unallocated");
+    let (node, other) = (set.node(), set.net.node(2));
+    set.apply(&json!({}));
+    // Without a word from us the packets would meet somebody: node 2 is the gateway, and has the addresses.
+    node.netns
+        .ip("route add 10.0.0.0/16 via 192.168.50.2\nroute add fd00:10:0::/48 via fd00:192:168:50::2")
+        .unwrap();
+    let gateway = other.probe("gateway").unwrap();
+    let free = ["10.0.9.9:8080", "[fd00:10:0:9::9]:8080"];
+    for to in free {
+        other.add_address(at(to).ip()).unwrap();
+        serve(&gateway, "gateway", at(to).ip());
+    }
+    // Without nft, as under old kernels in an emulated machine, there is no other proxy.
+    let has_other = node.command("nft").arg("-v").output().is_ok();
+    if has_other {
+        node.netns
+            .nft(
+                "add table inet proxy
+                  add chain inet proxy pre { type nat hook prerouting priority -100; }
+                  add rule inet proxy pre ip daddr 10.0.9.8 dnat ip to 10.2.255.1
+                  add rule inet proxy pre ip6 daddr fd00:10:0:9::8 dnat ip6 to fd00:10:2:255::1",
+            )
+            .unwrap();
+    }
+    let own = node.probe("own").unwrap();
+    let Set { pod, client, home, .. } = &set;
+    let meets = |drops: bool| {
+        for to in free {
+            for (probe, who) in [(pod, "a pod"), (&own, "the node")] {
+                let tcp = probe.tcp(&Tcp::to(at(to)).timeout(Duration::from_millis(500)));
+                let udp = probe.udp(&Udp::to(at(to)).timeout(Duration::from_millis(500)));
+                for reached in [tcp, udp] {
+                    let said =
+                        reached.map(|it| it.server().to_owned()).map_err(|error| error.errno().to_owned());
+                    let wanted = if drops { Err("TIMEOUT".to_owned()) } else { Ok("gateway".to_owned()) };
+                    assert_eq!(said, wanted, "{who} to {to}");
+                }
+            }
+        }
+        expect(&[(pod, "a pod", "10.0.1.100:80", "far", client.ipv4.into())]);
+        if has_other {
+            expect(&[
+                (pod, "a pod", "10.0.9.8:8080", "far", client.ipv4.into()),
+                (pod, "a pod", "[fd00:10:0:9::8]:8080", "far", client.ipv6.into()),
+            ]);
+        }
+    };
+    let ranges = ["--service-cidr", "10.0.0.0/16,fd00:10:0::/48"];
+    let agent = set.start(&ranges);
+    meets(true);
+    assert!(count(home, "dropped_unallocated") >= 8);
+    agent.stop().unwrap();
+    let agent = set.start(&[ranges[0], ranges[1], "--drop-unallocated", "false"]);
+    meets(false);
+    agent.stop().unwrap();
+    let agent = set.start(&[]);
+    meets(false);
+    agent.stop().unwrap();
+}
+
 /// Pods come and go, and so do uplinks.
 #[test]
 fn devices_that_come_are_served_and_those_that_go_are_forgotten() {
@@ -257,6 +324,106 @@ fn devices_that_come_are_served_and_those_that_go_are_forgotten() {
     let pins = std::fs::read_dir(set.home.pin_dir().join("v1/links")).unwrap();
     let tc = pins.flatten().filter(|pin| pin.file_name().to_string_lossy().starts_with("lb_tc_")).count();
     assert!(tc == 6 || tc == 0, "{tc} pins of links for three devices");
+    agent.stop().unwrap();
+}
+
+/// Waits until `lb-agent status` names exactly these programs of others, whatever their ids are.
+fn wait_for_others(home: &Home, wanted: &[[&str; 4]]) {
+    wait_for("the programs of others", SOON, || {
+        let status = home.status().unwrap();
+        let rows = status["agent"]["other_programs"].as_array().unwrap().clone();
+        let word = |row: &Value, field: &str| row[field].as_str().unwrap().to_owned();
+        let mut now: Vec<[String; 4]> = rows
+            .iter()
+            .map(|row| {
+                let place = if row["before"] == true { "before" } else { "after" };
+                [word(row, "hook"), word(row, "by"), word(row, "name"), place.to_owned()]
+            })
+            .collect();
+        now.sort();
+        if now == wanted { Ok(()) } else { Err(format!("{now:?}\n{}", home.log())) }
+    })
+    .unwrap();
+}
+
+/// Programs of others are named, with whoever comes first, and never touched.
+#[test]
+fn whoever_else_is_at_a_device_is_named() {
+    needs_root!();
+    let set = Set::new("devices-others");
+    set.apply(&json!({}));
+    let agent = set.start(&[]);
+    wait_for_others(&set.home, &[]);
+    let mode = set.home.status().unwrap()["agent"]["devices"][0]["mode"].as_str().unwrap().to_owned();
+    let netns = &set.node().netns;
+    // Programs as ours are, over maps of their own, which are empty: they leave everything alone.
+    let mut filters = packets::load().unwrap();
+    // A device has one such qdisc.
+    let _has_one = netns.run(|| qdisc_add_clsact("eth0").map_err(anyhow::Error::from));
+    packets::attach_filters(netns, &mut filters, "eth0", 40_000).unwrap();
+    let behind =
+        [["egress", "filter", "lb_tc_egress", "after"], ["ingress", "filter", "lb_tc_ingress", "after"]];
+    wait_for_others(&set.home, &behind);
+    assert!(set.home.log().contains("another program sees packets too: eth0 "), "{}", set.home.log());
+    if mode == "tcx" {
+        let mut links = packets::load().unwrap();
+        packets::attach(netns, &mut links, "eth0", true).unwrap();
+        let first =
+            [["egress", "tcx", "lb_tc_egress", "before"], ["ingress", "tcx", "lb_tc_ingress", "before"]];
+        let [egress, ingress] = behind;
+        wait_for_others(&set.home, &[egress, first[0], ingress, first[1]]);
+        let log = set.home.log();
+        assert!(log.contains("another program sees packets first") && log.contains("before ours"), "{log}");
+        let mut status = set.node().command(lb_tests::binary("lb-agent").unwrap());
+        status.arg("status").arg("--pin-dir").arg(set.home.pin_dir()).arg("--socket").arg(set.home.socket());
+        let said = String::from_utf8(status.output().unwrap().stdout).unwrap();
+        assert!(said.contains("eth0 ingress: lb_tc_ingress (program "), "{said}");
+        drop(links);
+        wait_for_others(&set.home, &behind);
+    }
+    expect(&[(&set.pod, "a pod", "10.0.1.100:80", "far", set.client.ipv4.into())]);
+    netns.run(move || drop(filters));
+    wait_for_others(&set.home, &[]);
+    assert_eq!(set.home.status().unwrap()["agent"]["put_back"], 0, "{}", set.home.log());
+    agent.stop().unwrap();
+}
+
+/// Design 4: a program that somebody has detached is attached again within 10 s.
+#[test]
+fn programs_that_somebody_takes_off_are_put_back() {
+    needs_root!();
+    let set = Set::new("devices-repair");
+    set.apply(&json!({}));
+    let agent = set.start(&[]);
+    let status = set.home.status().unwrap()["agent"].clone();
+    let eth0 =
+        status["devices"].as_array().unwrap().iter().find(|row| row["name"] == "eth0").unwrap().clone();
+    let client = set.client.ipv4;
+    for (times, program) in [(1, "lb_tc_egress"), (2, "lb_tc_ingress")] {
+        if eth0["mode"] == "tcx" {
+            let pin = format!("v1/links/{program}_{}", eth0["index"]);
+            std::fs::remove_file(set.home.pin_dir().join(pin)).unwrap();
+        } else {
+            needs!(set.node().command("tc").arg("-V").output().is_ok(), "tc");
+            let what = if times == 1 { "qdisc del dev eth0 clsact" } else { "filter del dev eth0 ingress" };
+            let done = set.node().command("tc").args(what.split(' ')).output().unwrap();
+            assert!(done.status.success(), "{done:?}");
+        }
+        wait_for("what was taken off", Duration::from_secs(15), || {
+            let now = set.home.status().unwrap()["agent"]["put_back"].clone();
+            if now == times { Ok(()) } else { Err(format!("{now}: {}", set.home.log())) }
+        })
+        .unwrap();
+        for to in ["192.168.50.1:30081", "192.168.50.1:30082"] {
+            let [tcp, udp] = asks(&set.outside, at(to));
+            assert!(
+                tcp.contains(" sees 192.168.50.") && udp.contains(" sees 192.168.50."),
+                "{to}: {tcp}, {udp}"
+            );
+        }
+        expect(&[(&set.pod, "a pod", "10.0.1.100:80", "far", client.into())]);
+    }
+    assert!(set.home.log().contains("somebody has taken programs off this device, put them back"));
     agent.stop().unwrap();
 }
 

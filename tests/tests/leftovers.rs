@@ -331,3 +331,33 @@ fn without_leftovers_nothing_is_said_or_made() {
     assert_eq!(tables.unwrap_or_default(), "", "no tool of iptables-legacy has made tables");
     assert!(!home.log().contains("kube-proxy"), "{}", home.log());
 }
+
+/// 2.24-leftovers: with the last chain that translates, open connections lose their translation. Who removes it is told before.
+#[test]
+fn whoever_removes_the_last_chain_that_translates_is_warned() {
+    needs_root!();
+    let net = Topology::single().unwrap();
+    let node = net.node(1);
+    let chain = "post { type nat hook postrouting priority 100; };";
+    let warned = |others: &str| {
+        let own = format!(
+            "table ip kube-proxy {{ chain {chain} }}\ntable ip6 kube-proxy {{ chain {chain} }}\n{others}"
+        );
+        run(node, "nft", &["-f", "-"], &own);
+        let mut command = node.command(binary("lb-agent").unwrap());
+        let output = command.args(["cleanup", "--kube-proxy"]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        run(node, "nft", &["flush", "ruleset"], "");
+        let said = String::from_utf8(output.stderr).unwrap();
+        ["IPv4", "IPv6"]
+            .map(|family| said.contains(&format!("warning: {family}: nothing but kube-proxy's table")))
+    };
+    assert_eq!(warned(""), [true, true]);
+    assert_eq!(warned(&format!("table inet cni {{ chain {chain} }}")), [false, false]);
+    assert_eq!(warned(&format!("table ip6 cni {{ chain {chain} }}")), [true, false]);
+    assert_eq!(
+        warned("table ip mine { chain post { type filter hook postrouting priority 0; }; }"),
+        [true, true]
+    );
+    assert_eq!(warned("table ip mine { chain post { masquerade; }; }"), [true, true], "nobody comes there");
+}

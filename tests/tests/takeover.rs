@@ -159,9 +159,8 @@ fn no_connection_of_kube_proxy_is_lost() {
         cleanup.args(["cleanup", "--kube-proxy"]).arg("--pin-dir").arg(home.pin_dir()).output().unwrap();
     assert!(cleaned.status.success(), "{cleaned:?}");
     check(&kept, "without kube-proxy's rules");
-    // New ones are the agent's. Not those that it would masquerade: nothing tells it which ports kube-proxy's connections to the same
-    // endpoint have.
-    for kept in kept.iter().filter(|kept| !kept.what.starts_with("outside")) {
+    // New ones are the agent's.
+    for kept in &kept {
         let to = kept.what.rsplit(' ').next().unwrap().parse().unwrap();
         let (_, opened) = kept.probe.hold(&Hold::all(to, 20)).unwrap();
         assert_eq!(opened.failed, BTreeMap::new(), "{}", kept.what);
@@ -226,4 +225,50 @@ fn answers_to_ports_that_are_node_ports_too_are_left_alone() {
             }
         }
     }
+}
+
+/// BS-11: what others masquerade keeps its ports. All of them but ten are reserved, so that nearly every connection would meet one.
+#[test]
+fn ports_of_connections_that_others_masquerade_are_left_alone() {
+    needs_root!();
+    let site = Site::new(Shape::ROUTED).unwrap();
+    let server = site.add_pod(2, "server", Ipv4Addr::new(10, 2, 1, 10)).unwrap();
+    let backend = server.probe("backend").unwrap();
+    let endpoints = [(IpAddr::from(server.ipv4), 2), (server.ipv6.into(), 2)];
+    for (addr, _) in endpoints {
+        backend.serve(&Serve::tcp("backend", (addr, TARGET_PORT).into()).task(Task::Echo)).unwrap();
+    }
+    let service = Numbered(10);
+    let [v4, v6] = endpoints.map(|(addr, _)| SocketAddr::new(addr, TARGET_PORT));
+    let (netns, port) = (&site.node(1).netns, service.node_port());
+    netns
+        .nft(&format!(
+            "add table inet other
+              add chain inet other pre {{ type nat hook prerouting priority -100; }}
+              add rule inet other pre meta nfproto ipv4 tcp dport {port} dnat ip to {v4}
+              add rule inet other pre meta nfproto ipv6 tcp dport {port} dnat ip6 to {v6}
+              add chain inet other post {{ type nat hook postrouting priority 100; }}
+              add rule inet other post meta l4proto tcp ct status dnat masquerade to :2000-2009"
+        ))
+        .unwrap();
+    netns.sysctl("net.ipv4.ip_local_reserved_ports", "1024-1999,2020-65535").unwrap();
+    let homes = ["ports-1", "ports-2"].map(|label| Home::new(label).unwrap());
+    for home in &homes {
+        home.apply("services", &service.objects("web", &endpoints, &json!({}))).unwrap();
+    }
+    let outside = site.probe("outside").unwrap();
+    let to = site.addresses(1).map(|addr| SocketAddr::new(addr, port));
+    let hold = |count: u64| {
+        to.map(|to| {
+            let (handle, opened) = outside.hold(&Hold::all(to, count)).unwrap();
+            assert_eq!(opened.failed, BTreeMap::new(), "{to}");
+            Kept { probe: &outside, what: to.to_string(), handle, count }
+        })
+    };
+    let before = hold(10);
+    let _agents = site.start_agents(&homes, &[]).unwrap();
+    check(&before, "under the agent");
+    let after = hold(10);
+    check(&before, "after the agent has masqueraded others");
+    check(&after, "beside them");
 }

@@ -149,3 +149,32 @@ fn a_device_that_loses_what_xdp_sends_goes_without() {
     assert_eq!(set.expressed(), 0);
     agent.stop().unwrap();
 }
+
+/// Design 4: what somebody takes off comes back, once the device has passed the test again.
+#[test]
+fn xdp_that_somebody_takes_off_comes_back() {
+    needs_root!();
+    let set = Set::new("xdp-repair");
+    let agent = set.start("generic");
+    set.expect_answers();
+    set.wait_until_said("generic");
+    let links = set.home.pin_dir().join("v1/links");
+    let is_xdp = |name: &str| name.starts_with("lb_xdp_");
+    let names = || -> Vec<String> {
+        let entries = std::fs::read_dir(&links).unwrap().flatten();
+        entries
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .filter(|name| is_xdp(name))
+            .collect()
+    };
+    let [pin] = &names()[..] else { panic!("{:?}", names()) };
+    std::fs::remove_file(links.join(pin)).unwrap();
+    wait_for("XDP again", SOON, || {
+        let log = set.home.log();
+        let is_told = log.contains("somebody has taken XDP off this device");
+        if is_told && set.said() == "generic" && !names().is_empty() { Ok(()) } else { Err(log) }
+    })
+    .unwrap();
+    set.expect_answers();
+    agent.stop().unwrap();
+}

@@ -95,7 +95,8 @@ pub struct LookArgs {
 #[derive(Debug, Args)]
 pub struct CleanupArgs {
     /// Remove what a kube-proxy has left in the kernel instead: its chains of iptables, tables of nftables, ip sets and interface, and
-    /// nothing else. An agent may be running.
+    /// nothing else. An agent may be running. Open connections go on, unless nothing else on this node translates addresses by nftables or
+    /// iptables: the kernel stops then. The command warns of that before it removes anything, and lb-agent status does.
     #[arg(long)]
     pub kube_proxy: bool,
     /// Where to look.

@@ -1,5 +1,7 @@
 //! `lb-agent cleanup --kube-proxy`: what a kube-proxy has left in this node's kernel is removed.
 
+use std::io::{self, Write as _};
+
 use anyhow::bail;
 use serde::Serialize;
 
@@ -20,6 +22,10 @@ struct Done {
 /// Removes what a kube-proxy has left in the network namespace of this process. An agent may be running.
 pub(super) fn run(output: &OutputArgs) -> anyhow::Result<()> {
     let running = leftovers::running();
+    for warning in leftovers::find().warnings {
+        // Beside what is printed as a result, and before anything is done.
+        writeln!(io::stderr(), "warning: {warning}")?;
+    }
     let result = leftovers::remove();
     let done = Done { result, remaining: leftovers::find().leftovers, running };
     print(output, &done, Done::render)?;

@@ -181,18 +181,21 @@ fn render(overview: &Overview) -> String {
             .iter()
             .map(|left| format!("{}  {}  {}", left.service, left.address, left.interface))
             .collect();
+        let others: Vec<String> = report.other_programs.iter().map(ToString::to_string).collect();
         let leftovers: Vec<String> = kube_proxy.leftovers.iter().map(ToString::to_string).collect();
         let sections = [
             section("manifests that cannot be used", problems),
             section("fields that cannot be used", &report.notices),
             section("frontends that another Service owns", &report.contested),
             section("service ports that are not programmed", &report.left_out),
+            section("programs of others at these devices", &others),
             section("cluster IPs on an interface of this node, left alone", &left_alone),
             section("node port addresses that serve nothing", &report.idle_node_port_addresses),
             section(
                 "left by a kube-proxy, whose rules packets meet first: see `lb-agent cleanup --kube-proxy`",
                 &leftovers,
             ),
+            section("before `lb-agent cleanup --kube-proxy`", &kube_proxy.warnings),
             section("not looked at for what a kube-proxy may have left", &kube_proxy.unseen),
         ];
         parts.extend(sections.into_iter().flatten());
@@ -232,6 +235,9 @@ fn agent_facts(overview: &Overview, facts: &mut Table) {
         })
         .collect();
     facts.fact("packets served at", none_or(&devices));
+    if report.put_back > 0 {
+        facts.fact("programs put back", format!("{} times, see the log", report.put_back));
+    }
     if !report.unserved_devices.is_empty() {
         facts.fact("packets not served at", report.unserved_devices.join("; "));
     }

@@ -433,6 +433,10 @@ mod tests {
             options(&["--cluster-cidr", "10.42.0.0/16,fd00:42::/56", "--masquerade-all"]),
             "pods have addresses in 10.42.0.0/16,fd00:42::/56, everything is masqueraded"
         );
+        assert_eq!(
+            options(&["--drop-unallocated", "false"]),
+            "nobody is known to be a pod, cluster IPs that no Service has are left alone"
+        );
         for (mode, flag, said) in [
             ("NodeCIDR", None, "pods have addresses in the pod ranges of the own Node"),
             ("BridgeInterface", Some("--pod-bridge-interface"), "cbr0"),

@@ -206,6 +206,13 @@ pub struct PacketArgs {
         num_args = 0..=1, default_missing_value = "true", value_name = "BOOL"
     )]
     pub external_cluster_ip: bool,
+    /// Drop packets that leave for an address of a ServiceCIDR, or of --service-cidr, that no Service has, as kube-proxy does in its
+    /// nftables mode; false lets them go where the routes lead, as in its iptables mode.
+    #[arg(
+        long, env = "LB_DROP_UNALLOCATED", default_value_t = true, action = clap::ArgAction::Set,
+        num_args = 0..=1, default_missing_value = "true", value_name = "BOOL"
+    )]
+    pub drop_unallocated: bool,
 }
 
 /// Options of the packet path, checked.
@@ -217,6 +224,8 @@ pub struct PacketOptions {
     pub masquerade_all: bool,
     /// `--external-cluster-ip`
     pub external_cluster_ip: bool,
+    /// `--drop-unallocated`
+    pub drop_unallocated: bool,
     /// `--xdp`
     pub xdp: XdpOption,
 }
@@ -290,8 +299,8 @@ impl PacketArgs {
         };
         let devices =
             DeviceOptions { uplinks: self.devices.clone(), pods: self.pod_devices.clone(), detect_local };
-        let Self { masquerade_all, external_cluster_ip, xdp, .. } = *self;
-        Ok(PacketOptions { devices, masquerade_all, external_cluster_ip, xdp })
+        let Self { masquerade_all, external_cluster_ip, drop_unallocated, xdp, .. } = *self;
+        Ok(PacketOptions { devices, masquerade_all, external_cluster_ip, drop_unallocated, xdp })
     }
 }
 
@@ -314,6 +323,15 @@ impl fmt::Display for PacketOptions {
             DetectLocal::InterfaceNamePrefix(prefix) => write!(f, "pods are behind interfaces {prefix}*")?,
         }
         f.write_str(if self.masquerade_all { ", everything is masqueraded" } else { "" })?;
-        f.write_str(if self.external_cluster_ip { ", cluster IPs are served to clients outside" } else { "" })
+        f.write_str(if self.external_cluster_ip {
+            ", cluster IPs are served to clients outside"
+        } else {
+            ""
+        })?;
+        f.write_str(if self.drop_unallocated {
+            ""
+        } else {
+            ", cluster IPs that no Service has are left alone"
+        })
     }
 }

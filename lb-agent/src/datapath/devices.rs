@@ -9,7 +9,9 @@ use std::{
 use futures::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
 use rtnetlink::{
     Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
+    packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
+        RouteNetlinkMessage,
         address::{AddressAttribute, AddressFlags, AddressHeaderFlags},
         link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
         route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
@@ -37,6 +39,8 @@ pub struct Network {
     pub addresses: OwnAddresses,
     /// Its devices.
     pub links: Links,
+    /// Counts bursts in which somebody has changed a qdisc or a filter; wrapping.
+    pub filters: u64,
 }
 
 /// Sends what the kernel says of this node's network once, and again after every change, until `stop`.
@@ -70,14 +74,16 @@ async fn follow<M>(
         MulticastGroup::Ipv6Ifaddr,
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
+        MulticastGroup::Tc,
     ];
     let (connection, handle, mut changes) = new_multicast_connection(&groups)
         .map_err(|error| rtnetlink::Error::NamespaceError(error.to_string()))?;
     let connection = tokio::spawn(connection);
     let mut sent = None;
+    let mut filters = 0_u64;
     let result = loop {
         let network = match read(&handle).await {
-            Ok(network) => network,
+            Ok(network) => Network { filters, ..network },
             Err(error) => break Err(error),
         };
         if sent.as_ref() != Some(&network) {
@@ -89,21 +95,36 @@ async fn follow<M>(
         tokio::select! {
             () = stop.cancelled() => break Ok(()),
             change = changes.next() => {
-                if change.is_none() {
-                    break Err(rtnetlink::Error::RequestFailed);
-                }
+                let Some((change, _)) = change else { break Err(rtnetlink::Error::RequestFailed) };
+                sleep(SETTLE).await;
+                let mut is_of_filters = tells_of_filters(&change);
+                drain(&mut changes, |(change, _)| is_of_filters |= tells_of_filters(&change));
+                filters = filters.wrapping_add(is_of_filters.into());
             }
         }
-        sleep(SETTLE).await;
-        drain(&mut changes);
     };
     connection.abort();
     result
 }
 
-/// Drops what has come already, which is part of the next reading. A stream that has ended yields its end again and again.
-fn drain(changes: &mut (impl Stream + Unpin)) {
-    while let Some(Some(_)) = changes.next().now_or_never() {}
+/// Takes what has come already, which is part of the next reading. A stream that has ended yields its end again and again.
+fn drain<S: Stream + Unpin>(changes: &mut S, mut each: impl FnMut(S::Item)) {
+    while let Some(Some(change)) = changes.next().now_or_never() {
+        each(change);
+    }
+}
+
+/// Whether somebody has changed a qdisc or a filter: nothing else says that our programs were taken off.
+const fn tells_of_filters(change: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    matches!(
+        change.payload,
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewQueueDiscipline(_)
+                | RouteNetlinkMessage::DelQueueDiscipline(_)
+                | RouteNetlinkMessage::NewTrafficFilter(_)
+                | RouteNetlinkMessage::DelTrafficFilter(_)
+        )
+    )
 }
 
 /// All devices and their addresses.
@@ -269,14 +290,14 @@ mod tests {
         for change in 0..3 {
             changes.unbounded_send(change).unwrap();
         }
-        drain(&mut stream);
+        drain(&mut stream, drop);
         changes.unbounded_send(3).unwrap();
         assert_eq!(stream.next().now_or_never(), Some(Some(3)), "it is open");
         drop(changes);
         // A thread of its own, for it may never come back.
         let (done, ended) = mpsc::channel();
         std::thread::spawn(move || {
-            drain(&mut stream);
+            drain(&mut stream, drop);
             done.send(()).unwrap();
         });
         assert_eq!(ended.recv_timeout(Duration::from_secs(20)), Ok(()));

@@ -5,12 +5,14 @@ pub mod attach;
 pub mod conntrack;
 pub mod cookie;
 pub mod devices;
+pub mod hooks;
 pub mod host;
 pub mod links;
 pub mod load;
 pub mod ports;
 pub mod selftest;
 pub mod tc;
+pub mod translated;
 pub mod xdp;
 
 /// The object that lb-ebpf was built into.

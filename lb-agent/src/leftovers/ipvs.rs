@@ -2,10 +2,8 @@
 
 use std::{fs, io, path::Path};
 
-use super::{
-    Found, Leftover,
-    netlink::{Attributes, Channel, Request, text},
-};
+use super::{Found, Leftover};
+use crate::netlink::{Attributes, Channel, NETLINK_NETFILTER, NETLINK_ROUTE, Request, text};
 
 /// It has every address of a Service (`pkg/proxy/ipvs/proxier.go`).
 const INTERFACE: &str = "kube-ipvs0";
@@ -33,8 +31,6 @@ const SETS: [&str; 17] = [
 /// The longest name of a set (`IPSET_MAXNAMELEN`, with a zero byte): kube-proxy cuts the others of IPv6.
 const SET_NAME: usize = 31;
 
-const NETLINK_ROUTE: isize = 0;
-const NETLINK_NETFILTER: isize = 12;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const IFLA_IFNAME: u16 = 3;
@@ -85,7 +81,7 @@ pub(super) fn find() -> Found {
 
 /// Removes it, and says what that was and what could not be removed. Sets that a rule still names cannot.
 pub(super) fn remove() -> (Found, Vec<String>) {
-    let Found { leftovers, kept, unseen } = find();
+    let Found { leftovers, kept, unseen, .. } = find();
     let (mut removed, mut failures) = (Found { kept, unseen, ..Found::default() }, Vec::new());
     for leftover in leftovers {
         let result = match &leftover {

@@ -4,7 +4,6 @@
 //! nft.rs      nf_tables: kube-proxy's own tables, and those of iptables-nft ──┐
 //! legacy.rs   iptables-legacy, by its tools                                  ─┼─> chains.rs   what is kube-proxy's (pure)
 //! ipvs.rs     an interface, ip sets
-//! netlink.rs  messages of netlink, for nft.rs and ipvs.rs
 //! watch.rs    what `run` looks at and says
 //! ```
 //!
@@ -16,7 +15,6 @@
 mod chains;
 mod ipvs;
 mod legacy;
-mod netlink;
 mod nft;
 pub mod watch;
 
@@ -85,6 +83,9 @@ pub struct Found {
     pub kept: Vec<String>,
     /// Where nobody could look, and why.
     pub unseen: Vec<String>,
+    /// What a removal would do to others, and how to avoid it.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// What a removal has come to.
@@ -148,6 +149,7 @@ impl Found {
         self.leftovers.extend(other.leftovers);
         self.kept.extend(other.kept);
         self.unseen.extend(other.unseen);
+        self.warnings.extend(other.warnings);
     }
 }
 
@@ -172,7 +174,7 @@ pub fn remove() -> Removed {
         found.add(removed);
         failures.extend(failed);
     }
-    let Found { leftovers: removed, kept, unseen } = found;
+    let Found { leftovers: removed, kept, unseen, warnings: _ } = found;
     Removed { removed, kept, unseen, failures }
 }
 

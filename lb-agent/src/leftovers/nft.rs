@@ -3,19 +3,24 @@
 //! Everything is deleted by one transaction of the kernel, which names the generation of the rule set that was read: had anybody
 //! changed a rule since, nothing would be deleted. Numbers are those of `include/uapi/linux/netfilter/nf_tables.h`.
 
-use std::{collections::BTreeMap, io, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io, thread,
+    time::Duration,
+};
 
 use super::{
     Backend, Found, Leftover,
     chains::{Chain, Rule, TABLES, Table},
-    netlink::{Attributes, Channel, Request, attribute, attributes, text},
 };
-use crate::model::Family;
+use crate::{
+    model::Family,
+    netlink::{Attributes, Channel, NETLINK_NETFILTER, Request, attribute, attributes, text},
+};
 
 /// The table of kube-proxy's nftables mode, one for each family (`pkg/proxy/nftables/proxier.go`).
 const OWN_TABLE: &str = "kube-proxy";
 
-const NETLINK_NETFILTER: isize = 12;
 /// `NFNL_SUBSYS_NFTABLES`, where it is part of a type of message.
 const SUBSYSTEM: u16 = 10;
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
@@ -35,6 +40,7 @@ const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
 const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_CHAIN_TYPE: u16 = 7;
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
 const NFTA_RULE_HANDLE: u16 = 3;
@@ -61,6 +67,8 @@ struct Ruleset {
     generation: Vec<u8>,
     /// Rules in kube-proxy's own tables.
     own: BTreeMap<Family, usize>,
+    /// Who has chains that translate addresses: the family, and whether they are kube-proxy's own.
+    translated: BTreeSet<(Family, bool)>,
     /// Tables of iptables that have a chain of kube-proxy's name.
     iptables: BTreeMap<(Family, String), Table<Handle>>,
 }
@@ -131,6 +139,7 @@ impl Ruleset {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(read),
             answer => answer?,
         }
+        read.translated = translated(channel)?;
         for family in Family::BOTH {
             if table_names(channel, family)?.iter().any(|name| name == OWN_TABLE) {
                 read.own.insert(family, 0);
@@ -157,6 +166,9 @@ impl Ruleset {
         let mut found = Found::default();
         for (family, rules) in &self.own {
             found.leftovers.push(Leftover::Nftables { family: family.to_string(), rules: *rules });
+            if self.translated.contains(&(*family, true)) && !self.translated.contains(&(*family, false)) {
+                found.warnings.push(warning(*family));
+            }
         }
         for ((family, name), table) in &self.iptables {
             found.add_plan(Backend::Nft, *family, name, &table.plan());
@@ -189,6 +201,44 @@ impl Ruleset {
         }
         requests
     }
+}
+
+/// What becomes of open connections when the only chains that translate go.
+fn warning(family: Family) -> String {
+    let table = match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    };
+    format!(
+        "{family}: nothing but kube-proxy's table translates addresses here, and with its last such chain the kernel ends to translate connections that \
+         are open: what kube-proxy has masqueraded or led to a pod is reset. To keep them, add a chain that does nothing before (nft 'add table \
+         {table} keep; add chain {table} keep post {{ type nat hook postrouting priority 100; }}'), and delete it when they are gone"
+    )
+}
+
+/// Who has chains that translate addresses, as [`Ruleset::translated`] has it. Each of them keeps the kernel's hooks for all.
+fn translated(channel: &Channel) -> io::Result<BTreeSet<(Family, bool)>> {
+    let mut found = BTreeSet::new();
+    channel.list(&request(NFT_MSG_GETCHAIN, None, &Attributes::default()), |body| {
+        let families: &[Family] = match body.first().map(|family| i32::from(*family)) {
+            Some(libc::NFPROTO_IPV4) => &[Family::V4],
+            Some(libc::NFPROTO_IPV6) => &[Family::V6],
+            Some(libc::NFPROTO_INET) => &Family::BOTH,
+            _ => &[],
+        };
+        let is_inet = families.len() > 1;
+        let body = attributes_of(body);
+        if text(body, NFTA_CHAIN_TYPE) == Some("nat") && attribute(body, NFTA_CHAIN_HOOK).is_some() {
+            let is_own = !is_inet && text(body, NFTA_CHAIN_TABLE) == Some(OWN_TABLE);
+            found.extend(families.iter().map(|family| (*family, is_own)));
+        }
+    })?;
+    // The older tables translate as soon as they are there, whatever they hold.
+    for (family, names) in [(Family::V4, "ip_tables_names"), (Family::V6, "ip6_tables_names")] {
+        let names = fs::read_to_string(format!("/proc/thread-self/net/{names}")).unwrap_or_default();
+        found.extend(names.lines().any(|name| name == "nat").then_some((family, false)));
+    }
+    Ok(found)
 }
 
 fn table_names(channel: &Channel, family: Family) -> io::Result<Vec<String>> {

@@ -62,6 +62,9 @@ fn tell(found: &Found, running: &[u32]) {
     if found.leftovers.is_empty() {
         return;
     }
+    for warning in &found.warnings {
+        warn!("before `lb-agent cleanup --kube-proxy`: {warning}");
+    }
     let what: Vec<String> = found.leftovers.iter().map(ToString::to_string).collect();
     let what = what.join("; ");
     if running.is_empty() {

@@ -73,6 +73,12 @@ pub const LINK_TYPE_XDP: u32 = 6;
 /// `BPF_LINK_TYPE_TCX`
 pub const LINK_TYPE_TCX: u32 = 11;
 
+/// `BPF_TCX_INGRESS`
+pub const TCX_INGRESS: u32 = 46;
+
+/// `BPF_TCX_EGRESS`
+pub const TCX_EGRESS: u32 = 47;
+
 /// What a link says of itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LinkInfo {
@@ -115,6 +121,20 @@ pub fn cgroup_programs(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<V
     let mut ids = [0_u32; 64];
     // target_fd, attach_type; query_flags, attach_flags; prog_ids; prog_cnt
     let mut attr = [join32(number(cgroup), attach_type), 0, ids.as_mut_ptr() as u64, join32(64, 0)];
+    bpf(PROG_QUERY, &mut attr)?;
+    Ok(ids.into_iter().filter(|id| *id != 0).collect())
+}
+
+/// Ids of the programs at a hook of a device, in the order in which they run: `attach_type` is [`TCX_INGRESS`] or [`TCX_EGRESS`].
+///
+/// # Errors
+/// `EINVAL` if the kernel has no such hooks (below 6.6), `ENODEV` if the device is gone.
+pub fn device_programs(index: u32, attach_type: u32) -> io::Result<Vec<u32>> {
+    // 64 is BPF_MPROG_MAX (include/linux/bpf_mprog.h).
+    let mut ids = [0_u32; 64];
+    // target_ifindex, attach_type; query_flags, attach_flags; prog_ids; count; prog_attach_flags; link_ids; link_attach_flags;
+    // revision, which the kernel writes
+    let mut attr = [join32(index, attach_type), 0, ids.as_mut_ptr() as u64, join32(64, 0), 0, 0, 0, 0];
     bpf(PROG_QUERY, &mut attr)?;
     Ok(ids.into_iter().filter(|id| *id != 0).collect())
 }

@@ -2,15 +2,16 @@
 //! know for it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
 use aya::Ebpf;
+use ipnet::IpNet;
 use lb_common::abi::{Device, PacketLb};
 use tracing::{info, warn};
 
-use super::{Owner, express::Express};
+use super::{Owner, express::Express, hooked::Hooked};
 use crate::{
     config::{DetectLocal, DeviceOptions, XdpOption},
     datapath::{
@@ -43,10 +44,18 @@ pub(super) struct Devices {
     pub(super) attached: BTreeMap<u32, Attached>,
     /// Those whose frames are served at XDP, or may be.
     pub(super) express: Express,
+    /// What else runs there.
+    pub(super) hooked: Hooked,
+    /// Ports that connections have which others masquerade.
+    pub(super) translated: BTreeSet<u16>,
+    /// Somebody looks for them.
+    pub(super) looks_for_translated: bool,
     /// Devices that should be served and are not, and why.
     failed: BTreeMap<Name, String>,
     /// Something is to be done.
     pub(super) has_changed: bool,
+    /// [`Network::filters`](crate::datapath::devices::Network::filters), when it was told last.
+    filters: u64,
     /// When to look again at what nobody tells.
     again: Instant,
     said_unserved: Vec<String>,
@@ -61,8 +70,12 @@ impl Devices {
             chosen: Chosen::default(),
             attached: BTreeMap::new(),
             express: Express::new(xdp),
+            hooked: Hooked::default(),
+            translated: BTreeSet::new(),
+            looks_for_translated: false,
             failed: BTreeMap::new(),
             has_changed: false,
+            filters: 0,
             again: Instant::now(),
             said_unserved: Vec::new(),
         }
@@ -122,8 +135,10 @@ impl Devices {
 
 impl Owner {
     /// Takes in the devices of this node.
-    pub(super) fn take_links(&mut self, links: Links) {
+    pub(super) fn take_links(&mut self, links: Links, filters: u64) {
         self.devices.links = links;
+        let before = core::mem::replace(&mut self.devices.filters, filters);
+        self.devices.has_changed |= before != filters && self.devices.are_on();
         self.devices.choose(self.node_addresses.primary());
     }
 
@@ -167,12 +182,14 @@ impl Owner {
     /// # Errors
     /// Those of the maps.
     pub(super) fn plan_devices(&mut self) -> Result<(), MapError> {
+        let drops = self.settings.packets.drop_unallocated;
+        let cluster_ips: Vec<IpNet> = self.service_cidrs().into_iter().filter(|_| drops).collect();
         let Some(running) = &mut self.running else { return Ok(()) };
         if !self.devices.are_on() || !self.devices.has_changed {
             return Ok(());
         }
         let packets = self.settings.packets.bits();
-        let ports = ports::free(running.reconciler.node_ports());
+        let ports = ports::free(running.reconciler.node_ports(), &self.devices.translated);
         let pods = match &self.settings.packets.devices.detect_local {
             DetectLocal::ClusterCidr(ranges) => {
                 Family::BOTH.into_iter().filter_map(|family| ranges.of(family)).collect()
@@ -184,6 +201,18 @@ impl Owner {
         };
         let mut writes = running.reconciler.set_pod_ranges(&pods)?;
         let packets = if pods.is_empty() { packets } else { packets.with(PacketLb::POD_RANGES) };
+        let packets = match running.reconciler.set_cluster_ips(&cluster_ips) {
+            Ok(more) => {
+                writes += more;
+                if cluster_ips.is_empty() { packets } else { packets.with(PacketLb::UNALLOCATED) }
+            }
+            // Nothing was written.
+            Err(error @ MapError::Full { .. }) => {
+                warn!(%error, "packets to cluster IPs that no Service has are left alone");
+                packets
+            }
+            Err(error) => return Err(error),
+        };
         writes += running.reconciler.set_packets(packets, &ports)?;
         match running.reconciler.set_devices(&self.devices.entries()) {
             Ok(more) => writes += more,
@@ -195,36 +224,76 @@ impl Owner {
         Ok(())
     }
 
-    /// Attaches the programs to the devices that were chosen, and takes them off all others.
+    /// Attaches the programs to the devices that were chosen, puts back what somebody has taken off, and takes them off all others.
     pub(super) fn attach_devices(&mut self) {
-        let Some(running) = &mut self.running else { return };
-        if !core::mem::take(&mut self.devices.has_changed) {
+        if self.running.is_none() || !core::mem::take(&mut self.devices.has_changed) {
             return;
         }
-        let Devices { chosen, attached, express, failed, links, said_unserved, .. } = &mut self.devices;
-        if let Some(ebpf) = &mut running.ebpf {
-            for (index, served) in &chosen.served {
-                if attached.get(index).is_some_and(|now| now.served == *served) {
-                    continue;
-                }
-                let at = At { index: *index, name: &served.name, layer: served.layer };
-                match tc::attach(ebpf, &self.pins, at) {
-                    Ok(mode) => {
+        let lost = self.look_at_hooks();
+        for index in lost.express {
+            let name = self.devices.attached.get(&index).map(|at| at.served.name.clone());
+            self.devices.express.lost(index, name.as_deref().unwrap_or_default());
+        }
+        if self.attach_chosen(&lost.packets) {
+            // What others have there is known at once.
+            self.look_at_hooks();
+        }
+        self.detach_others();
+        let Devices { attached, express, .. } = &mut self.devices;
+        let adopted = express.adopt(&self.pins, attached);
+        express.sweep(&self.pins);
+        tc::sweep(&self.pins);
+        self.tell_of_unserved();
+        self.devices.has_changed |= adopted;
+        self.express_devices();
+    }
+
+    /// Attaches the programs to chosen devices that do not have them, and to those that have `lost` them; says whether there was any.
+    fn attach_chosen(&mut self, lost: &BTreeSet<u32>) -> bool {
+        let Some(ebpf) = self.running.as_mut().and_then(|running| running.ebpf.as_mut()) else {
+            return false;
+        };
+        let Devices { chosen, attached, failed, hooked, .. } = &mut self.devices;
+        let outputs = &self.outputs;
+        let mut is_any = false;
+        for (index, served) in &chosen.served {
+            let is_lost = lost.contains(index);
+            if !is_lost && attached.get(index).is_some_and(|now| now.served == *served) {
+                continue;
+            }
+            let at = At { index: *index, name: &served.name, layer: served.layer };
+            match tc::attach(ebpf, &self.pins, at) {
+                Ok(mode) => {
+                    if is_lost {
+                        hooked.count();
+                        outputs.put_back();
+                        warn!(
+                            device = %served.name, mode = mode.name(), times = hooked.put_back(),
+                            "somebody has taken programs off this device, put them back"
+                        );
+                    } else {
                         info!(device = %served.name, role = ?served.role, mode = mode.name(), "serving packets");
-                        failed.remove(&served.name);
-                        attached.insert(*index, Attached { served: served.clone(), mode });
                     }
-                    Err(error) => {
-                        // Of a device that has just gone netlink will tell.
-                        let text = format!("{:#}", anyhow::Error::from(error));
-                        if failed.insert(served.name.clone(), text.clone()).as_ref() != Some(&text) {
-                            warn!(device = %served.name, error = %text, "cannot serve packets here, trying again");
-                        }
+                    failed.remove(&served.name);
+                    attached.insert(*index, Attached { served: served.clone(), mode });
+                    is_any = true;
+                }
+                Err(error) => {
+                    // Of a device that has just gone netlink will tell.
+                    let text = format!("{:#}", anyhow::Error::from(error));
+                    if failed.insert(served.name.clone(), text.clone()).as_ref() != Some(&text) {
+                        warn!(device = %served.name, error = %text, "cannot serve packets here, trying again");
                     }
                 }
             }
-            failed.retain(|name, _| chosen.served.values().any(|served| served.name == *name));
         }
+        failed.retain(|name, _| chosen.served.values().any(|served| served.name == *name));
+        is_any
+    }
+
+    /// Takes the programs off devices that are not chosen, and forgets those that are gone.
+    fn detach_others(&mut self) {
+        let Devices { chosen, attached, links, .. } = &mut self.devices;
         for (index, link) in links.iter().filter(|(index, _)| !chosen.served.contains_key(index)) {
             if let Err(error) = tc::detach(&self.pins, (*index, &link.name)) {
                 warn!(device = %link.name, %error, "cannot take the programs off");
@@ -234,16 +303,16 @@ impl Owner {
             }
         }
         attached.retain(|index, _| links.contains_key(index));
-        let adopted = express.adopt(&self.pins, attached);
-        express.sweep(&self.pins);
-        tc::sweep(&self.pins);
+    }
+
+    /// Names each device once that should be served and cannot.
+    fn tell_of_unserved(&mut self) {
+        let Devices { chosen, said_unserved, .. } = &mut self.devices;
         let unserved: Vec<String> =
             chosen.unserved.iter().map(|(name, why)| format!("{name}: {why}")).collect();
         for text in unserved.iter().filter(|text| !said_unserved.contains(text)) {
             warn!("packets are not served at {text}");
         }
         *said_unserved = unserved;
-        self.devices.has_changed |= adopted;
-        self.express_devices();
     }
 }

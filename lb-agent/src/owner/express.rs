@@ -61,7 +61,8 @@ impl Express {
         if self.is_on(index) { Device::EXPRESS } else { 0 }
     }
 
-    fn is_on(&self, index: u32) -> bool {
+    /// Whether the program serves a device.
+    pub(super) fn is_on(&self, index: u32) -> bool {
         matches!(self.states.get(&index), Some(State::On))
     }
 
@@ -103,6 +104,12 @@ impl Express {
                 info!(index, "no XDP at this device any more");
             }
         }
+    }
+
+    /// Somebody has taken the program off: the device is tested again.
+    pub(super) fn lost(&mut self, index: u32, name: &str) {
+        warn!(device = %name, "somebody has taken XDP off this device, testing it again");
+        self.states.remove(&index);
     }
 
     fn fail(&mut self, index: u32, name: &str, why: String) {

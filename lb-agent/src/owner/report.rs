@@ -12,7 +12,10 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{Owner, Receipt, devices::Attached};
-use crate::model::{Name, ServiceName};
+use crate::{
+    datapath::hooks::Other,
+    model::{Name, ServiceName},
+};
 
 /// How far the agent is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -92,6 +95,12 @@ pub struct Report {
     /// Devices whose packets should be served and are not, and why.
     #[serde(default)]
     pub unserved_devices: Vec<String>,
+    /// Programs of others at the devices whose packets are served.
+    #[serde(default)]
+    pub other_programs: Vec<Other>,
+    /// How often programs that somebody has taken off a device were put back.
+    #[serde(default)]
+    pub put_back: u64,
     /// Why the last write failed.
     pub last_error: Option<String>,
 }
@@ -180,12 +189,14 @@ impl Owner {
                 .map(|(index, at)| DeviceRow::new(*index, at, self.devices.express.text(*index)))
                 .collect(),
             unserved_devices: self.devices.failed(),
+            other_programs: self.devices.hooked.others().to_vec(),
+            put_back: self.devices.hooked.put_back(),
             last_error: self.last_error.clone(),
         }
     }
 
     /// Address ranges of cluster IPs: those that were given, and those that the API server names.
-    fn service_cidrs(&self) -> BTreeSet<IpNet> {
+    pub(super) fn service_cidrs(&self) -> BTreeSet<IpNet> {
         self.settings.service_cidrs.0.iter().copied().chain(self.state.service_cidrs()).collect()
     }
 

@@ -6,11 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use lb_common::abi::{RangePrefix, ServiceId};
+use lb_common::abi::{Config, Cover, RangePrefix, ServiceId, Words as _, maps::SRC_RANGES};
 
 use super::{
     NoRoom, Reconciler, lower,
     plan::{Phase, Plan, Write},
+    restore::store_if_new,
 };
 use crate::{
     compile::PortEntries,
@@ -62,14 +63,18 @@ impl Reconciler {
     /// Fails if the ranges of a port, which may have `id` already, have no room beside what is there: new ones are created before
     /// old ones go.
     pub(super) fn check_ranges(&self, id: Option<u32>, entries: &PortEntries) -> Result<(), NoRoom> {
-        let id = id.map(|index| ServiceId { index });
+        let news = self.new_ranges(id.map(|index| ServiceId { index }), &entries.ranges);
+        if news <= self.free_ranges() { Ok(()) } else { Err(NoRoom::Ranges(news)) }
+    }
+
+    /// How many of these ranges an id does not have yet.
+    fn new_ranges(&self, id: Option<ServiceId>, ranges: &[IpNet]) -> usize {
         let known = id.and_then(|id| self.ranges.by_id.get(&id.index));
         let is_new = |range: &&IpNet| match (id, known) {
             (Some(id), Some(known)) => !known.contains(&lower::range(id, range)),
             _ => true,
         };
-        let news = entries.ranges.iter().filter(is_new).count();
-        if news <= self.free_ranges() { Ok(()) } else { Err(NoRoom::Ranges(news)) }
+        ranges.iter().filter(is_new).count()
     }
 
     /// Entries that `lb_src_ranges` can still take.
@@ -97,13 +102,85 @@ impl Reconciler {
     /// # Errors
     /// Those of the maps; [`MapError::Full`] if there is no room, and nothing was written.
     pub fn set_pod_ranges(&mut self, ranges: &[IpNet]) -> Result<usize, MapError> {
-        if ranges.len() > self.free_ranges() {
-            let capacity = self.maps.ranges.capacity();
-            return Err(MapError::Full { map: lb_common::abi::maps::SRC_RANGES, capacity });
+        self.set_ranges(ServiceId::PODS, ranges)
+    }
+
+    /// Says from which ranges cluster IPs are taken; returns the number of writes. No order matters: whoever has heard of a part of it
+    /// leaves packets alone.
+    ///
+    /// # Errors
+    /// As [`Reconciler::set_pod_ranges`].
+    pub fn set_cluster_ips(&mut self, ranges: &[IpNet]) -> Result<usize, MapError> {
+        let mut writes = self.set_ranges(ServiceId::CLUSTER_IPS, ranges)?;
+        let add = |cover: Cover, range: &IpNet| cover.with(range.network().into(), range.prefix_len());
+        let cluster_ips = ranges.iter().fold(Cover::NOTHING, add);
+        let words = Config { cluster_ips, ..Config::OFF }.to_words();
+        for (at, word) in words.into_iter().enumerate().skip(Config::CLUSTER_IPS_WORD) {
+            writes += store_if_new(&mut *self.maps.config, at, word)?;
+        }
+        Ok(writes)
+    }
+
+    fn set_ranges(&mut self, id: ServiceId, ranges: &[IpNet]) -> Result<usize, MapError> {
+        if self.new_ranges(Some(id), ranges) > self.free_ranges() {
+            return Err(MapError::Full { map: SRC_RANGES, capacity: self.maps.ranges.capacity() });
         }
         let mut plan = Plan::default();
-        self.plan_ranges(ServiceId::PODS, ranges, &mut plan);
+        self.plan_ranges(id, ranges, &mut plan);
         self.write(|maps| plan.apply(maps))?;
         Ok(plan.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::abi::{Addr, SocketLb};
+
+    use super::*;
+    use crate::maps::{
+        memory::{Capacities, MemMaps},
+        read,
+    };
+
+    fn nets(texts: &[&str]) -> Vec<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    /// 2.7-unallocated: what a restart finds is what was said, and what is said again is not written again.
+    #[test]
+    fn ranges_of_cluster_ips_are_what_was_said_last() {
+        let maps = MemMaps::new(Capacities::default());
+        let mut reconciler = Reconciler::restore(maps.open(), SocketLb::ALL).unwrap();
+        let of_pods = nets(&["10.1.0.0/16"]);
+        reconciler.set_pod_ranges(&of_pods).unwrap();
+        assert!(reconciler.set_cluster_ips(&nets(&["10.96.0.0/16", "fd00:96::/112"])).unwrap() > 0);
+        let mut reconciler = Reconciler::restore(maps.open(), SocketLb::ALL).unwrap();
+        assert_eq!(reconciler.set_cluster_ips(&nets(&["fd00:96::/112", "10.96.0.0/16"])).unwrap(), 0);
+        assert_eq!(reconciler.set_pod_ranges(&of_pods).unwrap(), 0);
+        let may = |addrs: [&str; 3]| {
+            let config: Config = read(&maps.config, 0);
+            addrs.map(|addr| {
+                config.cluster_ips.may_hold(Addr::from(addr.parse::<std::net::IpAddr>().unwrap()))
+            })
+        };
+        assert_eq!(may(["10.96.0.1", "10.97.0.1", "fd00:96::1"]), [true, false, true]);
+        reconciler.set_cluster_ips(&nets(&["10.97.0.0/16"])).unwrap();
+        assert_eq!(may(["10.96.0.1", "10.97.0.1", "fd00:96::1"]), [false, true, false]);
+        let held = SourceRanges::read(&maps.open()).unwrap().by_id;
+        assert_eq!(held[&ServiceId::CLUSTER_IPS.index].len(), 1);
+        assert_eq!(held[&ServiceId::PODS.index].len(), 1);
+    }
+
+    /// What has no room is refused before anything is written, and what is there counts once.
+    #[test]
+    fn ranges_without_room_change_nothing() {
+        let maps = MemMaps::new(Capacities { ranges: 2, ..Capacities::default() });
+        let mut reconciler = Reconciler::restore(maps.open(), SocketLb::ALL).unwrap();
+        let two = nets(&["10.96.0.0/16", "10.97.0.0/16"]);
+        reconciler.set_cluster_ips(&two).unwrap();
+        assert_eq!(reconciler.set_cluster_ips(&two).unwrap(), 0);
+        let error = reconciler.set_pod_ranges(&nets(&["10.1.0.0/16"])).unwrap_err();
+        assert!(matches!(error, MapError::Full { .. }), "{error}");
+        assert_eq!(SourceRanges::read(&maps.open()).unwrap().len(), 2);
     }
 }

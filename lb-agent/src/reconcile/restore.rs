@@ -105,7 +105,8 @@ impl Reconciler {
     /// Deletes source ranges of ids that are nobody's.
     fn drop_lost_ranges(&mut self) -> Result<(), MapError> {
         let mut plan = Plan::default();
-        let lost = |id: &u32| *id != ServiceId::PODS.index && self.service_ids.is_free(*id);
+        let others = [ServiceId::PODS.index, ServiceId::CLUSTER_IPS.index];
+        let lost = |id: &u32| !others.contains(id) && self.service_ids.is_free(*id);
         for id in self.ranges.ids().into_iter().filter(lost).collect::<Vec<_>>() {
             self.plan_ranges(ServiceId { index: id }, &[], &mut plan);
         }

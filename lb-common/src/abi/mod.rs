@@ -38,7 +38,7 @@ mod sock;
 pub use addr::{Addr, L4Addr, Proto};
 pub use affinity::{Affinity, AffinityKey, Client};
 pub use backend::{Backend, BackendId, BackendState, Slot};
-pub use config::{Address, Config, Netns, PacketLb, SocketLb};
+pub use config::{Address, Config, Cover, Netns, PacketLb, SocketLb};
 pub use device::{Device, PortList, RangeKey, RangePrefix};
 pub use flow::{Addr4, Direction, Flow, FlowAddr, FlowBits, FlowKey, FlowState, Opened};
 pub use fragment::{FragmentKey, FragmentPorts};

@@ -24,7 +24,7 @@ pod!(Address, 4);
 pod!(FrontendKey, 16 + 2 + 1 + 1 + 4);
 pod!(Frontend, 4 + 1 + 1 + 2);
 pod!(Netns, 4);
-pod!(Config, 2 + 2 + 4 + 4 + 4 + 4 + 4);
+pod!(Config, 2 + 2 + 4 + 4 + 4 + 4 + 4 + 4 + 4 + 8 + 8);
 pod!(Service, 8 + 8 + 4 + 4 + 4 + 4);
 pod!(Slot, 16 + 2 + 2 + 4 + 4 + 4);
 pod!(Backend, 4 + 1 + 1 + 2);

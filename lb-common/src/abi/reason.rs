@@ -54,11 +54,13 @@ pub enum Reason {
     Express = 23,
     /// A packet was not sent on: the way to its backend takes smaller ones only.
     TooBig = 24,
+    /// A packet was dropped: cluster IPs are taken from the range of its destination, and no Service has that.
+    DroppedUnallocated = 25,
 }
 
 impl Reason {
     /// Every reason, in the order of their numbers.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Connect,
         Self::Send,
         Self::RefusedConnect,
@@ -84,6 +86,7 @@ impl Reason {
         Self::IcmpError,
         Self::Express,
         Self::TooBig,
+        Self::DroppedUnallocated,
     ];
 
     /// Name in metrics and tools.
@@ -114,6 +117,7 @@ impl Reason {
             Self::IcmpError => "icmp_error",
             Self::Express => "express",
             Self::TooBig => "too_big",
+            Self::DroppedUnallocated => "dropped_unallocated",
         }
     }
 
@@ -155,6 +159,7 @@ impl Reason {
             Self::TooBig => {
                 "packets whose sender was told that the way to their backend takes smaller ones only"
             }
+            Self::DroppedUnallocated => "packets dropped: no Service has their cluster IP",
         }
     }
 }

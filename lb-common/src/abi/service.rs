@@ -14,6 +14,8 @@ pub struct ServiceId {
 impl ServiceId {
     /// No service port's: in `lb_src_ranges` it stands for the addresses of pods.
     pub const PODS: Self = Self { index: u32::MAX };
+    /// Likewise: the ranges that cluster IPs are taken from.
+    pub const CLUSTER_IPS: Self = Self { index: u32::MAX - 1 };
 }
 
 /// A published range of slots, loaded and stored as one word: there is no moment between two sets of endpoints.

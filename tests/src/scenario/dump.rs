@@ -34,7 +34,7 @@ pub fn dump(driver: &Driver) -> Result<String> {
     for id in 0..maps.backends.entries(1) {
         backend(&mut text, &*maps.backends, id)?;
     }
-    let config = Config::from_words([0, 1, 2].map(|word| maps.config.load(word)));
+    let config = Config::from_words([0, 1, 2, 3, 4, 5].map(|word| maps.config.load(word)));
     if config.packets.has(PacketLb::MAGLEV) {
         writeln!(text, "CFG  any segment may open a flow")?;
     }

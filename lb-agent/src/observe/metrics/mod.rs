@@ -14,6 +14,7 @@ mod kube_proxy;
 mod process;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use core::{fmt, sync::atomic::AtomicU64};
 use std::{iter::once, path::Path, sync::Mutex, sync::PoisonError};
@@ -39,6 +40,8 @@ use crate::{
     reconcile::Usage,
 };
 
+pub use words::{EventResult, Probed};
+
 /// `Content-Type` of what [`Metrics::text`] returns.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -59,46 +62,6 @@ const MAPS: [&str; 8] = [
     maps::FLOWS4,
     maps::FLOWS6,
 ];
-
-/// What became of an Event.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum EventResult {
-    /// The API server has it.
-    Sent,
-    /// The same was sent not long ago.
-    Repeated,
-    /// Too many about one object.
-    Limited,
-    /// The queue was full.
-    Dropped,
-    /// The API server did not take it.
-    Failed,
-}
-
-impl EventResult {
-    const ALL: [Self; 5] = [Self::Sent, Self::Repeated, Self::Limited, Self::Dropped, Self::Failed];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Sent => "sent",
-            Self::Repeated => "repeated",
-            Self::Limited => "limited",
-            Self::Dropped => "dropped",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-/// A path that probes ask.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Probed {
-    /// `/healthz`
-    Healthz,
-    /// `/livez`
-    Livez,
-    /// `/readyz`
-    Readyz,
-}
 
 /// Answers of the API server, by what their code begins with; `none` is a request without an answer.
 const ANSWERS: [&str; 4] = ["2xx", "4xx", "5xx", "none"];
@@ -131,6 +94,7 @@ pub struct Metrics {
     healing_failures: Counter,
     healing_duration: Histogram,
     flows_collected: Counter,
+    programs_put_back: Counter,
     map_entries: Labelled<Labels<1>, Gauge>,
     map_capacity: Labelled<Labels<1>, Gauge>,
     map_errors: Labelled<[(&'static str, String); 2], Counter>,
@@ -200,6 +164,7 @@ impl Metrics {
             udp_sockets_freed: Counter::default(),
             healing_failures: Counter::default(),
             flows_collected: Counter::default(),
+            programs_put_back: Counter::default(),
             healing_duration: healing_buckets(),
             map_entries: Labelled::default(),
             map_capacity: Labelled::default(),
@@ -380,6 +345,11 @@ impl Metrics {
             &self.flows_collected,
         );
         to.add(
+            "device_programs_put_back",
+            "Devices that got programs of lb-agent again which somebody had taken off",
+            &self.programs_put_back,
+        );
+        to.add(
             "health_check_servers",
             "Sockets of health check node ports, by state: listening, or failed and tried again",
             &self.health_servers,
@@ -473,6 +443,11 @@ impl Metrics {
         self.healing_duration.observe(took_s);
         self.udp_sockets_freed.inc_by(freed as u64);
         self.healing_failures.inc_by(u64::from(has_failed));
+    }
+
+    /// A device has programs again that somebody had taken off.
+    pub fn put_back(&self) {
+        self.programs_put_back.inc();
     }
 
     /// The tables of proven flows were looked through.

@@ -8,6 +8,7 @@
 //! icmp     an error about a packet of a flow is translated like an answer to it
 //! fragment pieces of datagrams have the ports of the first one
 //! express  at XDP, packets of known flows from one machine to another one; everything else is left to tc
+//! unallocated   nobody is to answer where no Service is, but could be
 //! refuse   a packet that nobody serves -> the answer to its sender
 //! ```
 //!
@@ -45,6 +46,7 @@ mod rewrite_tests;
 mod track;
 #[cfg(test)]
 mod track_tests;
+mod unallocated;
 
 use crate::abi::{
     Addr, Flow, FlowAddr, FlowKey, FlowState, FragmentKey, FragmentPorts, Opened, PacketLb, Proto, ServiceId,
@@ -282,7 +284,7 @@ pub fn egress<A: FlowAddr, W: Flows<A>>(world: &W, ifindex: u32, work: &mut Work
     }
     let Some(table) = track::find(world, &work.packet.key, &mut work.flow) else {
         open::note_foreign(world, work);
-        return Verdict::Pass;
+        return unallocated::decide(world, &work.packet);
     };
     let verdict = track::egress(world, ifindex, work, table);
     note_ports(world, Side::Egress, work, verdict);

@@ -1,11 +1,16 @@
-//! Requests to the kernel over netlink(7), and what it answers: as much as nf_tables, ip sets and one interface need.
+//! Requests to the kernel over netlink(7), and what it answers: as much as nf_tables, ip sets, connection tracking, filters and one
+//! interface need.
 //!
 //! By hand, because no library on crates.io that this program uses anyway speaks nf_tables, and the tools `nft` and `iptables` are
-//! missing in most images: eight kinds of messages made of one kind of attribute.
+//! missing in most images: ten kinds of messages made of one kind of attribute.
 
 use std::io;
 
 use netlink_sys::Socket;
+
+/// Families of netlink (include/uapi/linux/netlink.h).
+pub(crate) const NETLINK_ROUTE: isize = 0;
+pub(crate) const NETLINK_NETFILTER: isize = 12;
 
 /// Bytes of `struct nlmsghdr`.
 const HEADER: usize = 16;
@@ -25,17 +30,17 @@ const NLM_F_DUMP: u16 = 0x300;
 
 /// Attributes that are being written.
 #[derive(Clone, Default, Debug)]
-pub(super) struct Attributes(Vec<u8>);
+pub(crate) struct Attributes(Vec<u8>);
 
 impl Attributes {
     /// What was written so far, as the value of another attribute.
     #[cfg(test)]
-    pub(super) fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
     /// Adds bytes.
-    pub(super) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
+    pub(crate) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
         // No name and no number is longer than 64 KiB.
         let length = u16::try_from(ATTRIBUTE + value.len()).unwrap_or(u16::MAX);
         self.0.extend(length.to_ne_bytes());
@@ -46,13 +51,13 @@ impl Attributes {
     }
 
     /// Adds a text, which ends with a zero byte.
-    pub(super) fn text(self, kind: u16, value: &str) -> Self {
+    pub(crate) fn text(self, kind: u16, value: &str) -> Self {
         self.bytes(kind, &[value.as_bytes(), &[0]].concat())
     }
 }
 
 /// The attributes in some bytes, each with its type and value.
-pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     core::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
         let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?) & TYPE;
@@ -63,26 +68,26 @@ pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
 }
 
 /// The first attribute of a type.
-pub(super) fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(crate) fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
 /// The first attribute of a type, as a text.
-pub(super) fn text(bytes: &[u8], wanted: u16) -> Option<&str> {
+pub(crate) fn text(bytes: &[u8], wanted: u16) -> Option<&str> {
     let value = attribute(bytes, wanted)?;
     str::from_utf8(value.split(|byte| *byte == 0).next()?).ok()
 }
 
 /// A message to the kernel.
 #[derive(Clone, Debug)]
-pub(super) struct Request {
+pub(crate) struct Request {
     kind: u16,
     body: Vec<u8>,
 }
 
 impl Request {
     /// `fixed` is what the protocol has before the attributes: `struct nfgenmsg`, `struct ifinfomsg`.
-    pub(super) fn new(kind: u16, fixed: &[u8], attributes: &Attributes) -> Self {
+    pub(crate) fn new(kind: u16, fixed: &[u8], attributes: &Attributes) -> Self {
         Self { kind, body: [fixed, &attributes.0].concat() }
     }
 
@@ -126,12 +131,13 @@ fn answers(mut bytes: &[u8]) -> impl Iterator<Item = Answer<'_>> {
 }
 
 /// A netlink socket in the namespace of the thread that opened it.
-pub(super) struct Channel(Socket);
+#[derive(Debug)]
+pub(crate) struct Channel(Socket);
 
 impl Channel {
     /// # Errors
     /// Those of socket(2); `EPROTONOSUPPORT` if the kernel does not have this protocol.
-    pub(super) fn open(protocol: isize) -> io::Result<Self> {
+    pub(crate) fn open(protocol: isize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         Ok(Self(socket))
@@ -141,7 +147,7 @@ impl Channel {
     ///
     /// # Errors
     /// The kernel's answer.
-    pub(super) fn ask(&self, request: &Request, each: impl FnMut(&[u8])) -> io::Result<()> {
+    pub(crate) fn ask(&self, request: &Request, each: impl FnMut(&[u8])) -> io::Result<()> {
         self.exchange(request, NLM_F_ACK, each)
     }
 
@@ -149,7 +155,7 @@ impl Channel {
     ///
     /// # Errors
     /// The kernel's answer; `Interrupted` if the list changed meanwhile, and may lack something.
-    pub(super) fn list(&self, request: &Request, each: impl FnMut(&[u8])) -> io::Result<()> {
+    pub(crate) fn list(&self, request: &Request, each: impl FnMut(&[u8])) -> io::Result<()> {
         self.exchange(request, NLM_F_DUMP, each)
     }
 
@@ -177,7 +183,7 @@ impl Channel {
     ///
     /// # Errors
     /// The kernel's first complaint; nothing is done then.
-    pub(super) fn transact(&self, begin: &Request, requests: &[Request], end: &Request) -> io::Result<()> {
+    pub(crate) fn transact(&self, begin: &Request, requests: &[Request], end: &Request) -> io::Result<()> {
         let Some((last, others)) = requests.split_last() else { return Ok(()) };
         let mut bytes = Vec::new();
         begin.write(0, &mut bytes);
