@@ -91,10 +91,9 @@ impl PacketLb {
     /// Some Service has [`ServiceFlags::MAGLEV`](super::ServiceFlags::MAGLEV): a segment in the middle of a connection may open a
     /// flow. Without it no program looks whose such a segment is.
     pub const MAGLEV: Self = Self { bits: 4 };
-
     /// Whoever has an address in the source ranges of [`ServiceId::PODS`](super::ServiceId::PODS) is a pod, whatever device its
     /// packets come by (semantics 2.9).
-    pub const POD_RANGES: Self = Self { bits: 4 };
+    pub const POD_RANGES: Self = Self { bits: 8 };
 
     /// Whether every bit of `other` is set.
     pub const fn has(self, other: Self) -> bool {
@@ -196,6 +195,19 @@ mod tests {
         #[test]
         fn a_config_survives_its_words(words: [u64; 3]) {
             prop_assert_eq!(Config::from_words(words).to_words(), words);
+        }
+    }
+
+    #[test]
+    fn every_switch_has_a_bit_of_its_own() {
+        let switches =
+            [PacketLb::EXTERNAL_CLUSTER_IP, PacketLb::MASQUERADE_ALL, PacketLb::MAGLEV, PacketLb::POD_RANGES];
+        for (number, switch) in switches.into_iter().enumerate() {
+            assert_eq!(
+                switches.map(|other| other.has(switch)).iter().filter(|has| **has).count(),
+                1,
+                "{number}"
+            );
         }
     }
 

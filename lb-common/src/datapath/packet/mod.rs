@@ -36,12 +36,16 @@ mod open_tests;
 pub mod parse;
 #[cfg(test)]
 mod parse_tests;
+#[cfg(test)]
+mod policy_tests;
 pub mod refuse;
 #[cfg(test)]
 mod refuse_tests;
 pub mod rewrite;
 #[cfg(test)]
 mod rewrite_tests;
+#[cfg(test)]
+mod sctp_tests;
 mod track;
 #[cfg(test)]
 mod track_tests;
