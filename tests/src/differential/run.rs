@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 
 use super::compare;
 use super::generate::{self, Focus, entry_in};
-use super::host::{self, DROP, NEXT, Read, XDP_PASS};
+use super::host::{self, DROP, Read};
 use super::kernel::{Family, Kernel, Outcome, entries, first_turn};
 use super::packet::{Packet, Program};
 use super::world::{self, BY_TURNS};
@@ -172,7 +172,7 @@ impl<'a> Sequence<'a> {
     fn story(&self) -> String {
         let lines: Vec<String> =
             self.done.iter().enumerate().map(|(number, packet)| format!("{number}: {packet:?}")).collect();
-        lines.join("\n")
+        format!("these packets, and then\n{}", lines.join("\n"))
     }
 
     /// Whether a packet is of a flow that leads to an address whose routes nobody has thought of.
@@ -225,11 +225,6 @@ impl<'a> Sequence<'a> {
         self.world.budget.set(Budget::default());
         if packet.program != Program::Xdp && theirs.action == DROP {
             return self.dropped(packet);
-        }
-        let passed = theirs.action == NEXT || theirs.action == XDP_PASS;
-        if passed && theirs.bytes == packet.bytes {
-            // Whatever it has drawn, it has come to nothing.
-            return Ok(host::decide(&self.world, packet));
         }
         if let Some(flow) = A::find(self.kernel, key) {
             let number = self.slot_number(|slot| {
