@@ -211,7 +211,12 @@ impl<A: Family> Flows<A> for MemTables {
             0 => Route::None,
             ifindex => Route::Out { ifindex },
         };
-        self.routes.get(&key.dst.widen()).copied().unwrap_or(fallback)
+        let (src, dst) = (key.src.widen(), key.dst.widen());
+        // The kernel forwards nothing that has an address of the link.
+        if is_of_the_link(src) || is_of_the_link(dst) {
+            return Route::Local;
+        }
+        self.routes.get(&dst).copied().unwrap_or(fallback)
     }
 
     fn masquerade_port(&self, random: u32) -> Option<u16> {
@@ -258,6 +263,12 @@ impl<A: Family> Flows<A> for MemTables {
     fn later(&self, _side: Side, work: &mut Work<A>, id: u32) -> bool {
         packet::fragment::later(self, work, id)
     }
+}
+
+/// Whether an IPv6 address means another machine on each link: multicast, link-local and loopback (`rt6_need_strict`).
+fn is_of_the_link(addr: Addr) -> bool {
+    let [first, second, ..] = addr.octets;
+    first == 0xff || (first == 0xfe && second & 0xc0 == 0x80) || addr == Addr::LOOPBACK_V6
 }
 
 impl MemTables {

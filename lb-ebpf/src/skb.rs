@@ -20,11 +20,11 @@ use lb_common::{
         express::is_unfinished,
         parse::{self, Headers, MOST_EXTENSION_BYTES, Packet, Part, Piece},
         refuse::{Answers, Reshape},
-        rewrite::{Difference, Header as _, PacketMut},
+        rewrite::{Difference, Header as _, PacketMut, rewrite_sctp},
     },
 };
 
-use crate::tc::DROP;
+use crate::{functions, tc::DROP};
 
 /// `tc_index` of what a program of ours has translated: two letters. Nothing in the kernel writes the field but the qdisc dsmark
 /// and filters of classes that are told to.
@@ -303,6 +303,11 @@ impl PacketMut for Skb {
     #[inline(always)]
     fn store<const LEN: usize>(&mut self, offset: usize, bytes: [u8; LEN]) -> bool {
         self.store_summed(offset, bytes)
+    }
+
+    #[inline(always)]
+    fn crc32c_change(&self, difference: u32, len: u32) -> u32 {
+        functions::lb_crc32c(difference, len)
     }
 }
 
@@ -597,7 +602,7 @@ impl Skb {
         let (checksum, flags) = match headers.key.proto {
             Proto::TCP => (16, 0),
             Proto::UDP => (6, BPF_F_MARK_MANGLED_0),
-            // Its checksum does not know the addresses, and the ports are as they were.
+            Proto::SCTP => return rewrite_sctp(&mut Self::rare(self.ctx), l3, headers, after),
             _ => return true,
         };
         #[expect(clippy::cast_possible_truncation, reason = "an offset in the headers")]

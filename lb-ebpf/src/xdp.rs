@@ -20,6 +20,7 @@ use lb_common::{
 
 use crate::{
     flows::{Family, SUCCESS, Scratch, look_up},
+    functions,
     skb::Bytes,
     tables::BpfTables,
 };
@@ -93,6 +94,11 @@ impl PacketMut for Frame {
         // SAFETY: within the bytes that were checked; the verifier accepts nothing else. BPF stores need no alignment.
         unsafe { (at as *mut [u8; LEN]).write_unaligned(bytes) };
         true
+    }
+
+    #[inline(always)]
+    fn crc32c_change(&self, difference: u32, len: u32) -> u32 {
+        functions::lb_crc32c(difference, len)
     }
 }
 

@@ -12,7 +12,8 @@ use serde_json::json;
 /// Whether this kernel makes VLAN devices.
 fn has_vlans() -> bool {
     let netns = Netns::new("vlans").unwrap();
-    netns.ip("link add link lo name lo.5 type vlan id 5").is_ok()
+    let lines = "link add one type veth peer name other\nlink add link one name one.5 type vlan id 5";
+    netns.ip(lines).is_ok()
 }
 
 /// Node 1, whose `eth0` is a trunk: itself served, and below `eth0.5`. At its other end `eth0.5` is in a namespace of its own, so that a

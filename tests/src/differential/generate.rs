@@ -5,6 +5,7 @@ use lb_common::datapath::packet::Table;
 use lb_common::host::{Family, MemTables};
 
 use super::packet::{Packet, Program};
+use super::sums::crc32c;
 use super::world::{
     At, BRIDGE, CLIENTS, DEVICES, LOST, MAC, NODE, NODE_PORT, NODE3, OVERLAY, PLACES, POD, POD2, PODS, PORT,
     SERVICES, TUNNEL, UPLINK, UPLINK3,
@@ -150,11 +151,10 @@ fn request(random: &mut Random, focus: &Focus) -> (Ends, u32, bool) {
     let (client, ifindex) = random.pick(&focus.clients);
     let proto = random.pick(&focus.protos);
     let service = random.pick(&focus.services);
-    let own = if proto == Proto::SCTP { 8080 } else { 80 };
     let (to, port) = match random.below(10) {
-        0..4 => (At::balancer(service), own),
+        0..4 => (At::balancer(service), 80),
         4..7 => (random.pick(&[NODE, NODE, NODE3, TUNNEL]), NODE_PORT + u16::from(service)),
-        7..9 => (At::vip(service), own),
+        7..9 => (At::vip(service), 80),
         _ => (At::vip(service), 81),
     };
     let from = L4Addr { addr: client.addr(is_v6), port: 4000 + u16::try_from(random.below(4)).unwrap_or(0) };
@@ -246,6 +246,11 @@ fn transport(random: &mut Random, Ends { from, to, proto }: Ends) -> (Vec<u8>, O
             bytes.extend([random.pick(&[1, 1, 1, 2, 0, 0, 10, 11, 6, 7, 8, 14, 130]), 0, 0, 20]);
             bytes.extend((0..16).map(|_| byte(random)));
             bytes.extend(payload);
+            if !random.chance(15) {
+                bytes[8..12].copy_from_slice(&[0; 4]);
+                let sum = if random.chance(5) { 0 } else { crc32c(&bytes) };
+                bytes[8..12].copy_from_slice(&sum.to_le_bytes());
+            }
             (bytes, None)
         }
     }

@@ -20,6 +20,12 @@ fn sum(parts: &[&[u8]]) -> u16 {
     if rest == 0 { u16::MAX } else { u16::try_from(rest).unwrap_or(0) }
 }
 
+/// CRC32c (RFC 9260 appendix A), bit by bit.
+pub(super) fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |crc: u32| if crc & 1 == 0 { crc >> 1 } else { crc >> 1 ^ 0x82f6_3b78 };
+    !bytes.iter().fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc)))
+}
+
 /// A packet whose headers were read, and what has become of it.
 #[derive(Debug)]
 pub(super) struct Change<'a, A> {
@@ -53,9 +59,28 @@ impl<A: FlowAddr + Errors> Change<'_, A> {
             }
             Proto::TCP | Proto::UDP => self.same(&[addresses, rest]),
             proto if proto == A::ICMP => return self.message_fault(addresses, rest),
+            Proto::SCTP => return self.sctp_fault(rest),
             _ => return untouched(),
         };
         (!same).then_some("the checksum of TCP or UDP")
+    }
+
+    /// Of SCTP: the checksum is as wrong as before, unless a network card is to compute it, or the packet is not all there.
+    fn sctp_fault(&self, rest: Range<usize>) -> Option<&'static str> {
+        let wrong = |bytes: &[u8]| {
+            let mut bytes = bytes[rest.clone()].to_vec();
+            let field = u32::from_le_bytes(*bytes.get(8..)?.first_chunk()?);
+            bytes[8..12].copy_from_slice(&[0; 4]);
+            Some((field == 0, field ^ crc32c(&bytes)))
+        };
+        let header = &self.before[self.l3..];
+        let more = if A::CHECKSUM_IN_HEADER { 0 } else { A::LEN };
+        let said = usize::from(half(header, if more == 0 { 2 } else { 4 })?) + more;
+        if said + self.l3 != self.before.len() {
+            return None;
+        }
+        let ((none, before), (still, after)) = (wrong(self.before)?, wrong(self.after)?);
+        (none != still || (!none && before != after)).then_some("the checksum of SCTP")
     }
 
     /// Of an ICMP error: its own, and those of what it quotes.

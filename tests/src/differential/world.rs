@@ -307,8 +307,6 @@ fn serve(world: &mut MemTables, (service, is_v6): (u8, bool), backends: Backends
             (vip, 80, FrontendKind::ClusterIp),
             (vip.any(), NODE_PORT + u16::from(service), FrontendKind::NodePort),
         ] {
-            // The port is kept: nothing of SCTP but the addresses is translated.
-            let port = if proto == Proto::SCTP && kind != FrontendKind::NodePort { 8080 } else { port };
             accept(FrontendKey::new(L4Addr { addr, port }, proto), kind);
         }
     }

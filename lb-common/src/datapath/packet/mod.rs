@@ -19,6 +19,7 @@
 //! acknowledged the backend's answer, it is proven and goes to [`Table::Kept`], which only the agent empties. Copies would
 //! stay in the small table for long, because they were used, and newer flows would be evicted in their place.
 
+pub mod crc32c;
 pub mod express;
 #[cfg(test)]
 mod express_tests;
