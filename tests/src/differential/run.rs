@@ -101,9 +101,12 @@ impl Differential {
             let mut report = Report::default();
             let mut seed = first;
             while report.packets < packets {
-                Sequence::new(seed, &mut kernel)?.run(&mut report).with_context(|| {
-                    format!("seed {seed}: cargo xtask soak packets --seed {seed} --packets 1")
-                })?;
+                if let Err(late) = Sequence::new(seed, &mut kernel)?.run(&mut report, false) {
+                    // Once more, with a look at all tables after each packet: what differs first says more.
+                    let early = Sequence::new(seed, &mut kernel)?.run(&mut Report::default(), true);
+                    let command = format!("cargo xtask soak packets --seed {seed} --packets 1");
+                    return Err(early.err().unwrap_or(late).context(format!("seed {seed}: {command}")));
+                }
                 seed = seed.wrapping_add(1);
             }
             Ok(report)
@@ -142,7 +145,7 @@ impl<'a> Sequence<'a> {
         Ok(Self { random, focus, world, kernel, done: Vec::new() })
     }
 
-    fn run(mut self, report: &mut Report) -> Result<()> {
+    fn run(mut self, report: &mut Report, is_thorough: bool) -> Result<()> {
         for _ in 0..STEPS {
             if self.random.chance(5) {
                 self.happens()?;
@@ -157,6 +160,9 @@ impl<'a> Sequence<'a> {
             if compared? == Step::Undecided {
                 report.undecided += 1;
                 return Ok(());
+            }
+            if is_thorough {
+                self.compare_tables().with_context(|| self.story())?;
             }
         }
         let (new, kept) = self.compare_tables().with_context(|| self.story())?;
@@ -223,18 +229,18 @@ impl<'a> Sequence<'a> {
 
     fn decide<A: Family>(&mut self, packet: &Packet, theirs: &Outcome, key: &FlowKey<A>) -> Result<Outcome> {
         self.world.budget.set(Budget::default());
-        if packet.program != Program::Xdp && theirs.action == DROP {
-            return self.dropped(packet);
-        }
-        if let Some(flow) = A::find(self.kernel, key) {
-            let number = self.slot_number(|slot| {
-                slot.backend == flow.backend && slot.addr == flow.dst.widen() && slot.port == flow.dport
-            });
-            *self.world.random.borrow_mut() = vec![number; 64];
+        let known = A::find(self.kernel, key).map(|flow| {
             if self.world.ports.contains(&flow.sport) {
                 self.world.ports = vec![flow.sport];
             }
+            self.slot_number(|slot| {
+                slot.backend == flow.backend && slot.addr == flow.dst.widen() && slot.port == flow.dport
+            })
+        });
+        if packet.program != Program::Xdp && theirs.action == DROP {
+            return self.dropped(packet, known);
         }
+        *self.world.random.borrow_mut() = vec![known.unwrap_or(0); 64];
         let ours = host::decide(&self.world, packet);
         self.world.random.borrow_mut().clear();
         Ok(ours)
@@ -251,16 +257,18 @@ impl<'a> Sequence<'a> {
         self.world.services.values().find_map(|service| chooses(&service.cluster)).unwrap_or(0)
     }
 
-    /// A packet that the program has dropped: what it has drawn shows in what it has counted, and in the client's affinity.
-    fn dropped(&mut self, packet: &Packet) -> Result<Outcome> {
+    /// A packet that the program has dropped: what it has drawn shows in an entry, or in what it has counted, and in the client's affinity.
+    fn dropped(&mut self, packet: &Packet, known: Option<u32>) -> Result<Outcome> {
         let counted = self.kernel.counted()?;
         let affinity = entries(&self.kernel.affinity)?;
         let before = self.world.clone();
-        for (quarter, is_spent) in (0..4_u32).flat_map(|quarter| [(quarter, false), (quarter, true)]) {
+        let numbers =
+            known.map_or_else(|| (0..4).map(|quarter| quarter << 30).collect(), |number| vec![number]);
+        for (number, is_spent) in numbers.into_iter().flat_map(|number| [(number, false), (number, true)]) {
             if is_spent {
                 self.world.budget.set(spent(self.world.now_ms.get()));
             }
-            *self.world.random.borrow_mut() = vec![quarter << 30; 64];
+            *self.world.random.borrow_mut() = vec![number; 64];
             let ours = host::decide(&self.world, packet);
             self.world.random.borrow_mut().clear();
             let is_explained = ours.action == DROP
