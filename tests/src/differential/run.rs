@@ -217,33 +217,38 @@ impl<'a> Sequence<'a> {
 
     /// What the host makes of a packet, by the chances that the program had.
     fn host(&mut self, packet: &Packet, theirs: &Outcome) -> Result<Outcome> {
-        let ports = self.world.ports.clone();
-        let ours = match packet.read() {
+        match packet.read() {
             Some((_, Read::V4(headers))) => self.decide(packet, theirs, &headers.key),
             Some((_, Read::V6(headers))) => self.decide(packet, theirs, &headers.key),
             None => Ok(host::decide(&self.world, packet)),
-        };
-        self.world.ports = ports;
-        ours
+        }
     }
 
     fn decide<A: Family>(&mut self, packet: &Packet, theirs: &Outcome, key: &FlowKey<A>) -> Result<Outcome> {
         self.world.budget.set(Budget::default());
         let known = A::find(self.kernel, key).map(|flow| {
-            if self.world.ports.contains(&flow.sport) {
-                self.world.ports = vec![flow.sport];
-            }
-            self.slot_number(|slot| {
+            let number = self.slot_number(|slot| {
                 slot.backend == flow.backend && slot.addr == flow.dst.widen() && slot.port == flow.dport
-            })
+            });
+            (number, self.world.ports.contains(&flow.sport).then_some(flow.sport))
         });
         if packet.program != Program::Xdp && theirs.action == DROP {
             return self.dropped(packet, known);
         }
-        *self.world.random.borrow_mut() = vec![known.unwrap_or(0); 64];
+        Ok(self.decide_by(packet, known.unwrap_or_default()))
+    }
+
+    /// What the host makes of a packet with this number for every choice, and this port where one is drawn.
+    fn decide_by(&mut self, packet: &Packet, (number, port): (u32, Option<u16>)) -> Outcome {
+        let ports = self.world.ports.clone();
+        if let Some(port) = port {
+            self.world.ports = vec![port];
+        }
+        *self.world.random.borrow_mut() = vec![number; 64];
         let ours = host::decide(&self.world, packet);
         self.world.random.borrow_mut().clear();
-        Ok(ours)
+        self.world.ports = ports;
+        ours
     }
 
     /// A number by which the slot is chosen that is meant, of the run that has it.
@@ -258,19 +263,16 @@ impl<'a> Sequence<'a> {
     }
 
     /// A packet that the program has dropped: what it has drawn shows in an entry, or in what it has counted, and in the client's affinity.
-    fn dropped(&mut self, packet: &Packet, known: Option<u32>) -> Result<Outcome> {
+    fn dropped(&mut self, packet: &Packet, known: Option<(u32, Option<u16>)>) -> Result<Outcome> {
         let counted = self.kernel.counted()?;
         let affinity = entries(&self.kernel.affinity)?;
         let before = self.world.clone();
-        let numbers =
-            known.map_or_else(|| (0..4).map(|quarter| quarter << 30).collect(), |number| vec![number]);
-        for (number, is_spent) in numbers.into_iter().flat_map(|number| [(number, false), (number, true)]) {
+        let choices = known.into_iter().chain((0..4).map(|quarter| (quarter << 30, None)));
+        for (choice, is_spent) in choices.flat_map(|choice| [(choice, false), (choice, true)]) {
             if is_spent {
                 self.world.budget.set(spent(self.world.now_ms.get()));
             }
-            *self.world.random.borrow_mut() = vec![number; 64];
-            let ours = host::decide(&self.world, packet);
-            self.world.random.borrow_mut().clear();
+            let ours = self.decide_by(packet, choice);
             let is_explained = ours.action == DROP
                 && *self.world.counts.borrow() == counted
                 && compare::affinity(&self.world.affinity.borrow(), &affinity).is_ok();
