@@ -190,6 +190,13 @@ impl Skb {
         side == Side::Egress
     }
 
+    /// Whether the frame is on its way to or from the device of a VLAN above this one (VID in the tag that the kernel keeps beside the frame): it
+    /// is met there, with that device's addresses, and answered there. With VID 0 the tag is a priority, and the frame this device's own.
+    #[inline(always)]
+    pub(crate) fn is_of_a_vlan(&self) -> bool {
+        load!(self.ctx, vlan_tci) & 0xfff != 0
+    }
+
     /// See [`Skb::is_done`].
     #[inline(always)]
     pub(crate) fn mark_done(&self) {

@@ -35,7 +35,7 @@ pub(crate) const MOST_L3: u32 = 22;
 #[inline(always)]
 pub(crate) fn frame(ctx: &TcContext, side: Side) -> i32 {
     let skb = Skb::new(ctx.as_ptr().cast());
-    if skb.is_done(side) {
+    if skb.is_done(side) || skb.is_of_a_vlan() {
         return NEXT;
     }
     let Some(header) = skb.part::<14>(0) else { return NEXT };

@@ -20,7 +20,6 @@ use lb_common::{
 
 use crate::{
     flows::{Family, SUCCESS, Scratch, look_up},
-    functions,
     skb::Bytes,
     tables::BpfTables,
 };
@@ -88,17 +87,15 @@ impl Packet for Frame {
 }
 
 impl PacketMut for Frame {
+    /// `express` leaves it to tc.
+    const MAY_BE_SCTP: bool = false;
+
     #[inline(always)]
     fn store<const LEN: usize>(&mut self, offset: usize, bytes: [u8; LEN]) -> bool {
         let Some(at) = self.at(offset, LEN) else { return false };
         // SAFETY: within the bytes that were checked; the verifier accepts nothing else. BPF stores need no alignment.
         unsafe { (at as *mut [u8; LEN]).write_unaligned(bytes) };
         true
-    }
-
-    #[inline(always)]
-    fn crc32c_change(&self, difference: u32, len: u32) -> u32 {
-        functions::lb_crc32c(difference, len)
     }
 }
 

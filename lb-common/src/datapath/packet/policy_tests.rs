@@ -2,8 +2,12 @@
 
 use std::format;
 
-use super::net::{Kind, Net, SERVICE, UPLINK, both};
-use crate::abi::{PacketLb, Reason, Run, ServiceFlags, ServiceId};
+use super::{
+    Verdict, Work, ingress,
+    net::{Kind, Net, SERVICE, UPLINK, both},
+    parse::{Fragment, Headers, TcpFlags},
+};
+use crate::abi::{Addr, FlowKey, PacketLb, Proto, Reason, Run, ServiceFlags, ServiceId};
 
 /// A Service whose endpoints are all on other nodes, under policy Local.
 fn elsewhere(net: Net) -> Net {
@@ -70,4 +74,15 @@ fn answers_and_what_hits_no_service_keep_their_source() {
             }
         }
     });
+}
+
+#[test]
+fn an_ipv4_address_in_a_packet_of_ipv6_is_nobodys() {
+    let net = Net::of(false).serve(&["far"]);
+    for (from, to) in [("client:4000", "lb:80"), ("client:4000", "node:30080"), ("p11:4000", "vip:81")] {
+        let key = FlowKey::<Addr>::new(net.at(from), net.at(to), Proto::TCP);
+        let packet = Headers { key, l4: 54, tcp: TcpFlags::SYN, ttl: 64, fragment: Fragment::WHOLE };
+        assert_eq!(ingress(&net.world, UPLINK, &mut Work::new(packet)), Verdict::Pass);
+        assert_eq!(ingress(&net.world, 11, &mut Work::new(packet)), Verdict::Pass);
+    }
 }

@@ -12,6 +12,9 @@ use crate::abi::{Addr, Addr4, FlowAddr, FlowKey, Proto};
 
 /// Bytes of a packet that may be written.
 pub trait PacketMut: Packet {
+    /// Whether [`rewrite`] meets SCTP: a program that lets none through has no instructions for it.
+    const MAY_BE_SCTP: bool = true;
+
     /// Writes bytes as they are to lie in memory; false if a program may not write that far.
     fn store<const LEN: usize>(&mut self, offset: usize, bytes: [u8; LEN]) -> bool;
 
@@ -170,7 +173,7 @@ pub fn rewrite<A: Answers, P: PacketMut>(
     let checksum = match before.proto {
         Proto::TCP => 16,
         Proto::UDP => 6,
-        Proto::SCTP => return rewrite_sctp(packet, l3, headers, after),
+        Proto::SCTP if P::MAY_BE_SCTP => return rewrite_sctp(packet, l3, headers, after),
         _ => return true,
     };
     let Some(field) = packet.part::<2>(headers.l4.wrapping_add(checksum)) else { return false };
