@@ -417,7 +417,7 @@ where
     Flow<A>: Pod,
 {
     let map: HashMap<&MapData, FlowKey<A>, Flow<A>> = ebpf.map(name).unwrap().try_into().unwrap();
-    map.keys().map(|key| key.unwrap()).count()
+    map.keys().count()
 }
 
 /// What is proven leaves the small table, where it would be in the way: an LRU table gives up what nobody has looked for before what was in

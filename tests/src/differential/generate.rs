@@ -308,11 +308,10 @@ fn finish(random: &mut Random, Ends { from, to, proto }: Ends, payload: &mut [u8
     let right = checksum(&[&parts[..], &[payload]].concat());
     let right = if proto == Proto::UDP && right == 0 { 0xffff } else { right };
     let sum = match random.below(100) {
-        0..80 => right,
-        80..85 if proto == Proto::UDP => 0,
-        85..90 => !checksum(&parts),
-        90..93 => random.pick(&[0, 0xffff, 0xfffe, 1]),
-        93..95 => u16::from(byte(random)) << 8 | u16::from(byte(random)),
+        0..5 if proto == Proto::UDP => 0,
+        5..10 => !checksum(&parts),
+        10..13 => random.pick(&[0, 0xffff, 0xfffe, 1]),
+        13..15 => u16::from(byte(random)) << 8 | u16::from(byte(random)),
         _ => right,
     };
     if let Some(field) = payload.get_mut(place..place + 2) {

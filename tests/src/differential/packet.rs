@@ -55,7 +55,7 @@ impl fmt::Debug for Packet {
 
 /// Bytes for people, and for who copies them into a test.
 pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// `struct __sk_buff` and `struct xdp_md` (include/uapi/linux/bpf.h): their sizes, and where they have the device.

@@ -4,6 +4,7 @@
 //! and what was wrong stays wrong by as much, which its receiver notices.
 
 use std::ops::Range;
+use std::slice;
 
 use lb_common::abi::{FlowAddr, Proto};
 use lb_common::datapath::packet::Errors;
@@ -42,7 +43,7 @@ impl<A: FlowAddr + Errors> Change<'_, A> {
         if before.len() != after.len() {
             return Some("another length");
         }
-        if A::CHECKSUM_IN_HEADER && !self.same(&[l3..*l4]) {
+        if A::CHECKSUM_IN_HEADER && !self.same(slice::from_ref(&(l3..*l4))) {
             return Some("the checksum of the IP header");
         }
         let addresses = l3 + A::LEN - 2 * size_of::<A>()..l3 + A::LEN;
