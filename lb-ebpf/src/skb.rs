@@ -194,7 +194,8 @@ impl Skb {
     /// is met there, with that device's addresses, and answered there. With VID 0 the tag is a priority, and the frame this device's own.
     #[inline(always)]
     pub(crate) fn is_of_a_vlan(&self) -> bool {
-        load!(self.ctx, vlan_tci) & 0xfff != 0
+        // At that device 5.10 still has the number of a tag that is there no more.
+        load!(self.ctx, vlan_present) != 0 && load!(self.ctx, vlan_tci) & 0xfff != 0
     }
 
     /// See [`Skb::is_done`].
