@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Maps as ordered trees. `random` returns the numbers it was given, then 0 for ever.
-#[derive(Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct MemTables {
     /// `lb_frontends`
     pub frontends: BTreeMap<FrontendKey, Frontend>,
@@ -47,6 +47,8 @@ pub struct MemTables {
     pub late_affinity: Cell<u32>,
     /// [`Tables::now_ms`]
     pub now_ms: Cell<u64>,
+    /// [`Flows::now_s`], where that is not what [`MemTables::now_ms`] says: a program's are a little longer than seconds.
+    pub clock_s: Cell<Option<u32>>,
     /// What [`Tables::random`] returns, last one first.
     pub random: RefCell<Vec<u32>>,
     /// `lb_turns` of the one CPU
@@ -78,7 +80,7 @@ pub struct MemTables {
 }
 
 /// The flow tables of one family.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct MemFlows<A> {
     /// Flows that have not proved both directions.
     pub new: RefCell<BTreeMap<FlowKey<A>, Flow<A>>>,
@@ -187,7 +189,8 @@ impl<A: Family> Flows<A> for MemTables {
     }
 
     fn now_s(&self) -> u32 {
-        u32::try_from(self.now_ms.get() / 1000).unwrap_or(u32::MAX)
+        let seconds = u32::try_from(self.now_ms.get() / 1000).unwrap_or(u32::MAX);
+        self.clock_s.get().unwrap_or(seconds)
     }
 
     fn device(&self, ifindex: u32) -> Option<Place> {
@@ -208,7 +211,12 @@ impl<A: Family> Flows<A> for MemTables {
             0 => Route::None,
             ifindex => Route::Out { ifindex },
         };
-        self.routes.get(&key.dst.widen()).copied().unwrap_or(fallback)
+        let (src, dst) = (key.src.widen(), key.dst.widen());
+        // The kernel forwards nothing that has an address of the link.
+        if is_of_the_link(src) || is_of_the_link(dst) {
+            return Route::Local;
+        }
+        self.routes.get(&dst).copied().unwrap_or(fallback)
     }
 
     fn masquerade_port(&self, random: u32) -> Option<u16> {
@@ -255,6 +263,12 @@ impl<A: Family> Flows<A> for MemTables {
     fn later(&self, _side: Side, work: &mut Work<A>, id: u32) -> bool {
         packet::fragment::later(self, work, id)
     }
+}
+
+/// Whether an IPv6 address means another machine on each link: multicast, link-local and loopback (`rt6_need_strict`).
+fn is_of_the_link(addr: Addr) -> bool {
+    let [first, second, ..] = addr.octets;
+    first == 0xff || (first == 0xfe && second & 0xc0 == 0x80) || addr == Addr::LOOPBACK_V6
 }
 
 impl MemTables {

@@ -4,7 +4,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use lb_common::{
     abi::{Addr, Addr4},
-    datapath::packet::{self, Side, Verdict},
+    datapath::packet::{self, Side, Verdict, crc32c},
 };
 
 use crate::{
@@ -39,6 +39,13 @@ fn reserve<A: Family>() -> u32 {
     // SAFETY: see `tc::see`.
     let Scratch { work, .. } = unsafe { &mut *scratch };
     u32::from(packet::reserve(&BpfTables::SOCKETS, work))
+}
+
+/// `crc32c::change`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn lb_crc32c(difference: u32, len: u32) -> u32 {
+    crc32c::change(difference, len)
 }
 
 /// Functions with a name of their own and plain arguments are verified once, whoever calls them.

@@ -30,18 +30,11 @@ pub(crate) fn route<A: Family>(tables: &BpfTables, key: &FlowKey<A>) -> Route {
     }
 }
 
-/// What the routes say of a packet that is about to leave.
-pub(crate) enum Out {
-    /// The device and the neighbour, in the memory of the look-up.
-    Found,
-    /// Nothing.
-    Unknown,
-    /// It would have to be smaller.
-    TooBig {
-        /// The largest that can leave.
-        mtu: u32,
-    },
-}
+/// What [`look_up_out`] says of a packet that is about to leave: the device and the neighbour are in the memory of the look-up. Any number but
+/// these two is the largest packet that can leave: this one would have to be smaller.
+pub(crate) const FOUND: u32 = 0;
+/// Nothing.
+pub(crate) const UNKNOWN: u32 = 1;
 
 /// Asks the kernel for the neighbour by which a packet of `len` bytes leaves by a device, whatever the routes would choose. What is not known
 /// is left to the kernel.
@@ -51,14 +44,14 @@ pub(crate) fn look_up_for<A: Family + Answers>(
     key: &FlowKey<A>,
     ifindex: u32,
     len: usize,
-) -> Out {
+) -> u32 {
     let out = look_up_out(tables, key, (ifindex, BPF_FIB_LOOKUP_OUTPUT), len);
-    if !matches!(out, Out::Found) {
+    if out != FOUND {
         return out;
     }
     // SAFETY: whoever asks for routes has given memory for it, that of the packet at hand.
     let lookup = unsafe { &mut *tables.lookup };
-    if lookup.ifindex == ifindex || A::put_router(lookup, ifindex) { Out::Found } else { Out::Unknown }
+    if lookup.ifindex == ifindex || A::put_router(lookup, ifindex) { FOUND } else { UNKNOWN }
 }
 
 /// Asks the kernel for the way of a packet of `len` bytes, as [`look_up`].
@@ -68,9 +61,9 @@ pub(crate) fn look_up_out<A: Family + Answers>(
     key: &FlowKey<A>,
     asked: (u32, u32),
     len: usize,
-) -> Out {
+) -> u32 {
     match look_up(tables, key, asked, len) {
-        SUCCESS | NO_NEIGHBOUR => Out::Found,
+        SUCCESS | NO_NEIGHBOUR => FOUND,
         FRAG_NEEDED => {
             // SAFETY: whoever asks for routes has given memory for it, that of the packet at hand.
             let lookup = unsafe { &*tables.lookup };
@@ -78,9 +71,9 @@ pub(crate) fn look_up_out<A: Family + Answers>(
             let said = u32::from(unsafe { lookup.__bindgen_anon_1.mtu_result });
             // Below 5.13 the kernel says nothing: what was asked is still there, and the device was found.
             let known = if said < len as u32 { said } else { device_mtu(lookup.ifindex) };
-            Out::TooBig { mtu: if known == 0 { A::LEAST_MTU } else { known } }
+            if known <= UNKNOWN { A::LEAST_MTU } else { known }
         }
-        _ => Out::Unknown,
+        _ => UNKNOWN,
     }
 }
 

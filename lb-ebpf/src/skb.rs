@@ -22,7 +22,7 @@ use lb_common::{
     },
 };
 
-use crate::tc::DROP;
+use crate::{functions, tc::DROP};
 
 /// `tc_index` of what a program of ours has translated: two letters. Nothing in the kernel writes the field but the qdisc dsmark
 /// and filters of classes that are told to.
@@ -206,6 +206,14 @@ impl Skb {
         side == Side::Egress
     }
 
+    /// Whether the frame is on its way to or from the device of a VLAN above this one (VID in the tag that the kernel keeps beside the frame): it
+    /// is met there, with that device's addresses, and answered there. With VID 0 the tag is a priority, and the frame this device's own.
+    #[inline(always)]
+    pub(crate) fn is_of_a_vlan(&self) -> bool {
+        // At that device 5.10 still has the number of a tag that is there no more.
+        load!(self.ctx, vlan_present) != 0 && load!(self.ctx, vlan_tci) & 0xfff != 0
+    }
+
     /// See [`Skb::is_done`].
     #[inline(always)]
     pub(crate) fn mark_done(&self) {
@@ -320,6 +328,11 @@ impl PacketMut for Skb {
     #[inline(always)]
     fn store<const LEN: usize>(&mut self, offset: usize, bytes: [u8; LEN]) -> bool {
         self.store_summed(offset, bytes)
+    }
+
+    #[inline(always)]
+    fn crc32c_change(&self, difference: u32, len: u32) -> u32 {
+        functions::lb_crc32c(difference, len)
     }
 }
 

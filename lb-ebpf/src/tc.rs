@@ -17,7 +17,7 @@ use lb_common::{
 use crate::{
     flows::{Family, Scratch, table, table_of, verdict_of},
     rewrite::Layout,
-    routes::{Out, look_up_for, look_up_out},
+    routes::{FOUND, UNKNOWN, look_up_for, look_up_out},
     skb::Skb,
     tables::BpfTables,
 };
@@ -40,7 +40,7 @@ pub(crate) const MOST_L3: u32 = 22;
 #[inline(always)]
 pub(crate) fn frame(ctx: &TcContext, side: Side) -> i32 {
     let skb = Skb::new(ctx.as_ptr().cast());
-    if skb.is_done(side) {
+    if skb.is_done(side) || skb.is_of_a_vlan() {
         return NEXT;
     }
     let Some(header) = skb.part::<14>(0) else { return NEXT };
@@ -205,12 +205,12 @@ pub(crate) fn see<A: Family + Layout + Answers>(ctx: *mut __sk_buff, side: Side,
     let Verdict::Translate(way) = verdict else {
         return done(if verdict == Verdict::Pass { NEXT } else { DROP });
     };
-    let exit = match exit(skb, tables, l3, work, way) {
-        Ok(exit) => exit,
-        Err(step) => return step,
-    };
-    let written = skb.rewrite_known(l3 as usize, &work.packet, &work.after, exit != Exit::Stack);
-    done(if written { leave(skb, tables, l3, exit) } else { DROP })
+    let leaving = exit(skb, tables, l3, work, way);
+    if leaving.exit == Exit::Stays {
+        return leaving.number;
+    }
+    let written = skb.rewrite_known(l3 as usize, &work.packet, &work.after, leaving.exit != Exit::Stack);
+    done(if written { leave(skb, tables, l3, leaving) } else { DROP })
 }
 
 /// Translates the packet at hand, which has opened a flow or is one of ICMP.
@@ -232,18 +232,17 @@ pub(crate) fn translate<A: Family + Layout + Answers>(
     let Scratch { work, lookup } = unsafe { &mut *scratch };
     let skb = &Skb::rare(ctx);
     let tables = &BpfTables { ctx: skb.ctx(), ifindex: skb.ifindex(), lookup };
-    let exit = match exit(skb, tables, l3, work, way) {
-        Ok(exit) => exit,
+    let leaving = exit(skb, tables, l3, work, way);
+    if leaving.exit == Exit::Stays {
         // Nobody is told of an error about an error (RFC 1122 3.2.2).
-        Err(_) if work.packet.key.proto == A::ICMP => return done(DROP),
-        Err(step) => return step,
-    };
+        return if work.packet.key.proto == A::ICMP { done(DROP) } else { leaving.number };
+    }
     let written = if work.packet.key.proto == A::ICMP {
-        A::call_retell(ctx, side, l3, exit != Exit::Stack)
+        A::call_retell(ctx, side, l3, leaving.exit != Exit::Stack)
     } else {
-        skb.rewrite(l3 as usize, &work.packet, &work.after, exit != Exit::Stack)
+        skb.rewrite(l3 as usize, &work.packet, &work.after, leaving.exit != Exit::Stack)
     };
-    done(if written { leave(skb, tables, l3, exit) } else { DROP })
+    done(if written { leave(skb, tables, l3, leaving) } else { DROP })
 }
 
 /// Where a translated packet goes.
@@ -251,52 +250,60 @@ pub(crate) fn translate<A: Family + Layout + Answers>(
 enum Exit {
     /// Where it was going.
     Stack,
-    /// Out of this device.
-    Device(u32),
+    /// Out of a device.
+    Device,
     /// Where the routes have just said.
     Found,
+    /// It cannot leave.
+    Stays,
 }
 
-/// Where a translated packet goes; or the number of the [`Step`] of one that cannot leave: LLVM reads parts of an enum that
-/// it knows nobody asks for, and the verifier does not.
+/// An exit and what belongs to it. Not one enum: LLVM reads parts of one that it knows to mean nothing, and no verifier lets it read what was
+/// never written.
+#[derive(Clone, Copy)]
+struct Leaving {
+    exit: Exit,
+    /// Interface index of the device, or number of the [`Step`] of what stays.
+    number: u64,
+}
+
+/// Where a translated packet goes.
 #[inline(always)]
-fn exit<A: Family + Layout>(
-    skb: &Skb,
-    tables: &BpfTables,
-    l3: u32,
-    work: &Work<A>,
-    way: Way,
-) -> Result<Exit, u64> {
-    let (asked, unknown) = match way {
-        Way::On => return Ok(Exit::Stack),
-        Way::Device { ifindex } => (Some(ifindex), Ok(Exit::Device(ifindex))),
-        Way::Routed => (None, Err(Step::Done(DROP).number())),
+fn exit<A: Family + Layout>(skb: &Skb, tables: &BpfTables, l3: u32, work: &Work<A>, way: Way) -> Leaving {
+    let named = match way {
+        Way::On => return Leaving { exit: Exit::Stack, number: 0 },
+        Way::Device { ifindex } => ifindex,
+        Way::Routed => 0,
     };
     let len = skb.len_out(l3 as usize, &work.packet);
-    let out = match asked {
-        Some(ifindex) => look_up_for(tables, &work.after, ifindex, len),
-        None => look_up_out(tables, &work.after, (tables.ifindex, 0), len),
+    let out = if named != 0 {
+        look_up_for(tables, &work.after, named, len)
+    } else {
+        look_up_out(tables, &work.after, (tables.ifindex, 0), len)
     };
     match out {
-        Out::Found => Ok(Exit::Found),
-        Out::Unknown => unknown,
-        Out::TooBig { mtu } => {
+        FOUND => Leaving { exit: Exit::Found, number: 0 },
+        UNKNOWN if named != 0 => Leaving { exit: Exit::Device, number: named.into() },
+        UNKNOWN => Leaving { exit: Exit::Stays, number: Step::Done(DROP).number() },
+        mtu => {
             tables.count(Reason::TooBig);
-            Err(Step::TooBig { mtu }.number())
+            Leaving { exit: Exit::Stays, number: Step::TooBig { mtu }.number() }
         }
     }
 }
 
 /// Lets a translated packet go: the program's action.
 #[inline(always)]
-fn leave(skb: &Skb, tables: &BpfTables, l3: u32, exit: Exit) -> i32 {
-    match exit {
+fn leave(skb: &Skb, tables: &BpfTables, l3: u32, leaving: Leaving) -> i32 {
+    match leaving.exit {
         Exit::Stack => {
             skb.mark_done();
             NEXT
         }
-        Exit::Device(ifindex) => skb.leave_by(l3, ifindex),
+        #[expect(clippy::cast_possible_truncation, reason = "an interface index")]
+        Exit::Device => skb.leave_by(l3, leaving.number as u32),
         // SAFETY: the memory that `see` or `translate` has given for it.
         Exit::Found => skb.leave_to(l3, unsafe { &*tables.lookup }),
+        Exit::Stays => DROP,
     }
 }

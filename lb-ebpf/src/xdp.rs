@@ -88,6 +88,9 @@ impl Packet for Frame {
 }
 
 impl PacketMut for Frame {
+    /// `express` leaves it to tc.
+    const MAY_BE_SCTP: bool = false;
+
     #[inline(always)]
     fn store<const LEN: usize>(&mut self, offset: usize, bytes: [u8; LEN]) -> bool {
         let Some(at) = self.at(offset, LEN) else { return false };

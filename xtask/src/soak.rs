@@ -17,6 +17,10 @@ pub(crate) enum Soak {
     ///
     /// Each needs a port of the node for masquerading. Fails if one of them is not opened, or is gone at the end.
     Ports(PortsArguments),
+    /// A million random and malformed packets, for the programs in the kernel and for the same code on the host
+    ///
+    /// Fails with the first sequence of packets on which they do not agree, and prints the seed that does it alone.
+    Packets(PacketsArguments),
 }
 
 /// What goes to the program.
@@ -35,6 +39,14 @@ pub(crate) struct PortsArguments {
     args: Vec<String>,
 }
 
+/// What goes to the program.
+#[derive(Args)]
+pub(crate) struct PacketsArguments {
+    /// --packets N, --seed FIRST
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
 impl Soak {
     /// Sets up, builds in release mode, and runs as root.
     pub(crate) fn run(&self) -> Result<()> {
@@ -44,6 +56,7 @@ impl Soak {
                 ("twin", args)
             }
             Self::Ports(PortsArguments { args }) => ("ports", args),
+            Self::Packets(PacketsArguments { args }) => ("packets", args),
         };
         setup::run()?;
         demo::release_program(program, &["lb-agent", "lb-probe"], args)

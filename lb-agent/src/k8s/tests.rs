@@ -40,6 +40,21 @@ fn faults(service: &Service) -> Vec<String> {
     service.faults.iter().map(|fault| format!("{}: {}", fault.field, fault.reason)).collect()
 }
 
+/// SR-6.
+#[test]
+fn ranges_in_the_annotation_of_cloud_controllers_are_not_ours() {
+    let annotation = "service.beta.kubernetes.io/load-balancer-source-ranges";
+    let object = |ranges: &Value| {
+        json!({
+            "metadata": {"name": "web", "namespace": "ns", "annotations": {annotation: "198.51.100.0/24"}},
+            "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.1", "loadBalancerSourceRanges": ranges},
+        })
+    };
+    assert!(read_service(object(&json!([]))).source_ranges.is_empty());
+    let both = read_service(object(&json!(["203.0.113.0/24"])));
+    assert_eq!(both.source_ranges.iter().map(ToString::to_string).collect::<Vec<_>>(), ["203.0.113.0/24"]);
+}
+
 /// SP-1, LB-1.
 #[test]
 fn every_field_that_steers_traffic_is_kept() {

@@ -91,7 +91,6 @@ impl PacketLb {
     /// Some Service has [`ServiceFlags::MAGLEV`](super::ServiceFlags::MAGLEV): a segment in the middle of a connection may open a
     /// flow. Without it no program looks whose such a segment is.
     pub const MAGLEV: Self = Self { bits: 4 };
-
     /// Whoever has an address in the source ranges of [`ServiceId::PODS`](super::ServiceId::PODS) is a pod, whatever device its
     /// packets come by (semantics 2.9).
     pub const POD_RANGES: Self = Self { bits: 8 };

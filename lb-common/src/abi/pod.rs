@@ -5,8 +5,8 @@
 )]
 
 use super::{
-    Addr, Addr4, Address, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Frontend,
-    FrontendKey, Netns, PortList, RangeKey, RangePrefix, Service, Slot,
+    Addr, Addr4, Address, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, Netns, PortList, RangeKey, RangePrefix, Service, Slot,
 };
 
 /// Shows at build time that a type has no implicit padding: its size is the sum of its fields.
@@ -37,4 +37,6 @@ pod!(FlowKey<Addr>, 16 + 16 + 2 + 2 + 1 + 3);
 pod!(Flow<Addr4>, 4 + 4 + 2 + 2 + 4 + 4 + 4 + 4 + 4 + 1 + 1 + 1 + 1 + 4);
 pod!(Flow<Addr>, 16 + 16 + 2 + 2 + 4 + 4 + 4 + 4 + 4 + 1 + 1 + 1 + 1 + 4);
 pod!(AffinityKey, 16 + 4 + 4);
+pod!(FragmentKey, 16 + 16 + 4 + 1 + 3);
+pod!(FragmentPorts, 2 + 2 + 4);
 pod!(Affinity, 8 + 16 + 2 + 2 + 4 + 4 + 4);

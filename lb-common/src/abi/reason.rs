@@ -150,7 +150,9 @@ impl Reason {
                 "packets dropped: no route leads to their backend, or one by a device that is not served"
             }
             Self::NoFlow => "packets dropped: their flow could not be written",
-            Self::NotKept => "flows that could not be kept because the table is full, counted again every eight seconds",
+            Self::NotKept => {
+                "flows that could not be kept because the table is full, counted again every eight seconds"
+            }
             Self::TtlExceeded => "packets dropped: they have been forwarded too often",
             Self::Martian => "packets from outside with an address of this node as their source, left alone",
             Self::Unanswered => "refused packets without an answer: ICMP errors are limited",

@@ -14,10 +14,10 @@ use super::generate;
 use super::meant::{ENTRIES, Entry};
 use super::model::{Service, TARGET_PORTS, backend, node_object};
 use super::nodes::{Client, DetectLocal, Effort, PATIENCE, Pair, Question, server_name};
-use super::random::Random;
 use super::targets::{Target, targets};
 use super::yaml::yaml;
 use crate::control_plane::{Namespace, objects};
+use crate::random::Random;
 
 /// Services of a seed.
 const SERVICES: u8 = 5;

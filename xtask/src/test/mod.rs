@@ -35,7 +35,7 @@ const BUILT: &str = "LB_TESTS_BUILT";
 /// Why a run with arguments leaves out what does not take them.
 const FILTERED: &str = "only the tests that were asked for";
 /// The test programs of lb-tests that `--kernel` runs when none is named: they need no files and no network.
-const GUEST_TESTS: [&str; 2] = ["harness", "sockets"];
+const GUEST_TESTS: [&str; 3] = ["harness", "sockets", "vlan"];
 /// The kernel and the test program of every run: the oldest kernel, which refuses and tells namespaces apart in other ways
 /// than the newest.
 const OLDEST: (&str, &str) = ("5.10", "sockets");

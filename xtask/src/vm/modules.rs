@@ -26,6 +26,7 @@ pub(super) const WANTED: &[&str] = &[
     "bridge",
     "dummy",
     "vxlan",
+    "8021q",
     "sch_ingress",
     "cls_bpf",
     "act_bpf",

@@ -20,6 +20,7 @@
 //! acknowledged the backend's answer, it is proven and goes to [`Table::Kept`], which only the agent empties. Copies would
 //! stay in the small table for long, because they were used, and newer flows would be evicted in their place.
 
+pub mod crc32c;
 pub mod express;
 #[cfg(test)]
 mod express_tests;
@@ -37,12 +38,16 @@ mod open_tests;
 pub mod parse;
 #[cfg(test)]
 mod parse_tests;
+#[cfg(test)]
+mod policy_tests;
 pub mod refuse;
 #[cfg(test)]
 mod refuse_tests;
 pub mod rewrite;
 #[cfg(test)]
 mod rewrite_tests;
+#[cfg(test)]
+mod sctp_tests;
 mod track;
 #[cfg(test)]
 mod track_tests;

@@ -339,6 +339,9 @@ impl Kind {
     pub(super) const FIN: Self = Self { tcp: TcpFlags { bits: 1 | 16 }, ..Self::SYN };
     pub(super) const RST: Self = Self { tcp: TcpFlags::RST, ..Self::SYN };
     pub(super) const INIT: Self = Self { proto: Proto::SCTP, ..Self::SYN };
+    pub(super) const DATA: Self = Self { proto: Proto::SCTP, ..Self::UDP };
+    pub(super) const SHUTDOWN: Self = Self { tcp: TcpFlags::FIN, ..Self::DATA };
+    pub(super) const ABORT: Self = Self { tcp: TcpFlags::RST, ..Self::DATA };
 
     pub(super) const fn piece(self, fragment: Fragment) -> Self {
         Self { fragment, ..self }

@@ -3,7 +3,7 @@
 use super::{Flows, Place, Route, Table, Verdict, Way, Work, parse::Headers, track::find};
 use crate::{
     abi::{
-        Address, Backend, Client, Device, Direction, Flow, FlowAddr, FlowBits, FlowKey, Frontend,
+        Addr, Address, Backend, Client, Device, Direction, Flow, FlowAddr, FlowBits, FlowKey, Frontend,
         FrontendKey, FrontendKind, L4Addr, Opened, PacketLb, Proto, Reason, ServiceFlags, ServiceId,
     },
     datapath::{
@@ -101,6 +101,10 @@ fn is_masqueraded<A>(work: &Work<A>) -> bool {
 fn frontend<A: FlowAddr, W: Flows<A>>(world: &W, packet: &Headers<A>) -> Option<Frontend> {
     let to = packet.key.to();
     let proto = packet.key.proto;
+    // RFC 4291 2.5.5.2: in a packet of IPv6 such an address is nobody's. Here it would be the IPv4 frontend's, or an IPv4 client's.
+    if size_of::<A>() == size_of::<Addr>() && (to.addr.is_v4() || packet.key.src.widen().is_v4()) {
+        return None;
+    }
     if let Some(exact) = owned_frontend(world, &FrontendKey::new(to, proto)) {
         return Some(exact);
     }

@@ -11,7 +11,7 @@ use crate::abi::{
     ServiceId,
 };
 
-/// MQ-3.
+/// MQ-3, MQ-7, 2.8-external.
 #[test]
 fn a_backend_elsewhere_sees_the_address_of_the_device_that_leads_there() {
     both(|net| {
@@ -92,7 +92,7 @@ fn with_masquerade_all_no_backend_sees_a_client() {
     });
 }
 
-/// MQ-4, EP-8.
+/// MQ-4, EP-8, 2.8-external.
 #[test]
 fn under_policy_local_strangers_use_local_endpoints_as_themselves_and_pods_use_all() {
     both(|net| {
@@ -124,7 +124,7 @@ fn an_internal_policy_of_local_is_for_the_cluster_ip() {
     });
 }
 
-/// NE-1, NE-2, NE-3.
+/// NE-1, NE-2, NE-3, 2.7-external.
 #[test]
 fn nobody_anywhere_is_refused_and_nobody_here_is_silent() {
     both(|net| {
@@ -149,7 +149,7 @@ fn nobody_anywhere_is_refused_and_nobody_here_is_silent() {
     });
 }
 
-/// SR-1, SR-2, SR-4, NE-5.
+/// SR-1, SR-2, SR-3, SR-4, NE-5, 2.22-order.
 #[test]
 fn source_ranges_hold_at_load_balancer_addresses_for_everybody_and_before_everything() {
     both(|net| {
@@ -183,6 +183,7 @@ fn a_range_that_is_withdrawn_cuts_nobody_off() {
     });
 }
 
+/// MQ-2, 2.7-other-ports, 2.7-external.
 #[test]
 fn cluster_ips_are_for_the_cluster_unless_they_are_opened() {
     both(|net| {
@@ -198,7 +199,7 @@ fn cluster_ips_are_for_the_cluster_unless_they_are_opened() {
     });
 }
 
-/// NP-9.
+/// NP-9, 2.22-order.
 #[test]
 fn a_node_port_is_the_last_match_and_only_at_addresses_of_this_node() {
     both(|net| {
@@ -263,16 +264,6 @@ fn a_backend_that_no_served_device_leads_to_is_named_and_gets_nothing() {
         net.world.devices.remove(&4);
         assert_eq!(net.comes(UPLINK, "client:4001 > lb:80", Kind::SYN), "drop");
         assert_eq!(net.world.counted(Reason::NoRoute), 2);
-    });
-}
-
-/// SC-1, SC-4.
-#[test]
-fn an_sctp_association_begins_with_init() {
-    both(|net| {
-        let mut net = net.serve(&["p11"]);
-        net.accept(FrontendKind::LoadBalancer, "lb:80", Proto::SCTP, SERVICE);
-        assert_eq!(net.comes(UPLINK, "client:4000 > lb:80", Kind::INIT), "client:4000 > p11:8080 on");
     });
 }
 

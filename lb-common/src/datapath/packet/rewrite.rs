@@ -3,13 +3,25 @@
 //! For programs that see finished checksums: XDP, and tests. At tc the kernel's helpers do the same, which know what a network
 //! card is still to fill in.
 
-use super::parse::{Headers, Packet, Part as _};
+use super::{
+    crc32c,
+    parse::{Headers, Packet, Part as _, Piece},
+    refuse::Answers,
+};
 use crate::abi::{Addr, Addr4, FlowAddr, FlowKey, Proto};
 
 /// Bytes of a packet that may be written.
 pub trait PacketMut: Packet {
+    /// Whether [`rewrite`] meets SCTP: a program that lets none through has no instructions for it.
+    const MAY_BE_SCTP: bool = true;
+
     /// Writes bytes as they are to lie in memory; false if a program may not write that far.
     fn store<const LEN: usize>(&mut self, offset: usize, bytes: [u8; LEN]) -> bool;
+
+    /// [`crc32c::change`], as a function that a verifier looks at once.
+    fn crc32c_change(&self, difference: u32, len: u32) -> u32 {
+        crc32c::change(difference, len)
+    }
 }
 
 /// An Internet checksum that is being changed: the sum of all differences, not folded yet.
@@ -141,7 +153,7 @@ impl Header for Addr {
 /// Makes a packet whose IP header begins at `l3` one of `after`. `forwards` takes one from its TTL. False if it cannot be written; then
 /// some of it may be.
 #[inline(always)]
-pub fn rewrite<A: Header, P: PacketMut>(
+pub fn rewrite<A: Answers, P: PacketMut>(
     packet: &mut P,
     l3: usize,
     headers: &Headers<A>,
@@ -161,7 +173,7 @@ pub fn rewrite<A: Header, P: PacketMut>(
     let checksum = match before.proto {
         Proto::TCP => 16,
         Proto::UDP => 6,
-        // Its checksum does not know the addresses, and the ports are as they were (SC-1).
+        Proto::SCTP if P::MAY_BE_SCTP => return rewrite_sctp(packet, l3, headers, after),
         _ => return true,
     };
     let Some(field) = packet.part::<2>(headers.l4.wrapping_add(checksum)) else { return false };
@@ -177,4 +189,38 @@ pub fn rewrite<A: Header, P: PacketMut>(
         }
     }
     packet.store(headers.l4, c.to_ne_bytes()) && packet.store(headers.l4.wrapping_add(2), d.to_ne_bytes())
+}
+
+/// Gives a packet of SCTP the ports of `after` (SC-1). Its checksum does not know the addresses. False if it cannot be written, or is a piece
+/// whose other ones have the rest of what the checksum covers.
+#[inline(always)]
+pub fn rewrite_sctp<A: Answers, P: PacketMut>(
+    packet: &mut P,
+    l3: usize,
+    headers: &Headers<A>,
+    after: &FlowKey<A>,
+) -> bool {
+    let Headers { key: before, l4, fragment, .. } = *headers;
+    if (before.sport, before.dport) == (after.sport, after.dport) {
+        return true;
+    }
+    let (Some(length), Some(header)) = (A::length(packet, l3), packet.part::<12>(l4)) else { return false };
+    // Without options and extensions, which are behind the header too.
+    let length = length.wrapping_add(l3.wrapping_add(A::LEN)).wrapping_sub(l4);
+    if fragment.piece != Piece::Whole || !(12..=0xffff).contains(&length) {
+        return false;
+    }
+    let [a, b] = after.sport.to_be_bytes();
+    let [c, d] = after.dport.to_be_bytes();
+    let (old, new) = (u32::from_le_bytes(header.load32(0)), u32::from_le_bytes([a, b, c, d]));
+    let checksum = u32::from_le_bytes(header.load32(8));
+    // None yet: a network card computes it, or the kernel before one that cannot.
+    if checksum != 0 {
+        #[expect(clippy::cast_possible_truncation, reason = "16 bits")]
+        let change = packet.crc32c_change(old ^ new, length as u32);
+        if !packet.store(l4.wrapping_add(8), (checksum ^ change).to_le_bytes()) {
+            return false;
+        }
+    }
+    packet.store(l4, new.to_le_bytes())
 }
