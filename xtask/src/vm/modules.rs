@@ -27,6 +27,7 @@ pub(super) const WANTED: &[&str] = &[
     "dummy",
     "vxlan",
     "8021q",
+    "tun",
     "sch_ingress",
     "cls_bpf",
     "act_bpf",
