@@ -100,7 +100,12 @@ pub(super) fn packet(world: &MemTables, random: &mut Random, focus: &Focus) -> P
         (_, false) => Program::Ingress,
         (_, true) => Program::Egress,
     };
-    let bytes = if program.is_bare() { bytes } else { framed(random, ends, bytes) };
+    let bytes = if program.is_bare() {
+        // A test run takes them for frames, and errors about what is too big would be written behind a header that is not there.
+        bytes.into_iter().take(1200).collect()
+    } else {
+        framed(random, ends, bytes)
+    };
     Packet { program, ifindex, bytes: damaged(random, bytes) }
 }
 
@@ -219,7 +224,7 @@ fn transport(random: &mut Random, Ends { from, to, proto }: Ends) -> (Vec<u8>, O
     let mut bytes = Vec::new();
     bytes.extend(from.port.to_be_bytes());
     bytes.extend(to.port.to_be_bytes());
-    let length = if random.chance(4) { random.below(1300) } else { random.below(40) };
+    let length = if random.chance(6) { random.below(2000) } else { random.below(40) };
     let payload: Vec<u8> = (0..length).map(|_| byte(random)).collect();
     match proto {
         Proto::TCP => {

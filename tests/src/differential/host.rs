@@ -13,7 +13,7 @@ use lb_common::host::{Family, Frame, MemTables};
 
 use super::kernel::Outcome;
 use super::packet::{Packet, Program, Receiver};
-use super::world::{MAC, next_hop};
+use super::world::{MAC, largest, mtu, next_hop};
 
 /// What programs at tc say (include/uapi/linux/pkt_cls.h).
 pub(super) const NEXT: u32 = u32::MAX;
@@ -86,6 +86,18 @@ fn at_tc<A: Family + Errors>(world: &MemTables, packet: &Packet, l3: usize, head
         Way::Routed if !matches!(world.route(&work.after), Route::Out { .. }) => return unchanged(DROP),
         Way::Routed | Way::Device { .. } => REDIRECT,
     };
+    let named = if let Way::Device { ifindex } = way { Some(ifindex) } else { None };
+    if action == REDIRECT
+        && let Some(mtu) = largest(work.after.dst.widen(), named)
+        && packet.bytes.len() - l3 > mtu
+    {
+        world.count(Reason::TooBig);
+        let why = Why::TooBig { mtu: u32::try_from(mtu).unwrap_or(u32::MAX) };
+        let answered = !is_message
+            && (side == Side::Egress || is_for_us(world, packet))
+            && refuse(world, &mut frame, l3, &work.packet, why);
+        return Outcome { action: if answered { REDIRECT } else { DROP }, bytes: frame.bytes };
+    }
     let forwards = action == REDIRECT;
     let written = if is_message {
         retell(&mut frame, l3, &work, forwards)
@@ -129,7 +141,7 @@ fn at_xdp<A: Family + Errors>(world: &MemTables, packet: &Packet, headers: Heade
     let (out, hop) = next_hop(work.after.dst.widen(), named)?;
     let may_leave = out == packet.ifindex
         || world.devices.get(&out).is_some_and(|device| device.bits & Device::EXPRESS != 0);
-    if len > 1500 || named.is_some_and(|named| named != out) || !may_leave {
+    if len > mtu(out) || named.is_some_and(|named| named != out) || !may_leave {
         return None;
     }
     if !rewrite(&mut frame, L3, &work.packet, &work.after, true) {

@@ -137,6 +137,23 @@ fn default_hop(is_v6: bool, named: Option<u32>, ifindex: u32) -> Option<(u32, [u
     (!is_v6 && named == Some(UPLINK) && ifindex != UPLINK).then_some((UPLINK, [2, 0, 0, 0, 0, 0xfe]))
 }
 
+/// What a device takes: the overlay less than others.
+pub(super) const fn mtu(ifindex: u32) -> usize {
+    if ifindex == OVERLAY { 1300 } else { 1500 }
+}
+
+/// The largest packet to an address of [`PLACES`] that leaves by the routes, or out of a device that is named; nothing if the routes do not
+/// know that way.
+pub(super) fn largest(to: Addr, named: Option<u32>) -> Option<usize> {
+    let (_, route) = PLACES.iter().find(|(at, _)| at.addr(!to.is_v4()) == to)?;
+    let Route::Out { ifindex } = *route else { return None };
+    match named {
+        // IPv6 takes a device for a wish only, and only the uplink has a way to everybody.
+        Some(named) if named != ifindex && to.is_v4() => (named == UPLINK).then_some(mtu(UPLINK)),
+        _ => Some(mtu(ifindex)),
+    }
+}
+
 /// Whether an address is one of [`PLACES`].
 pub(super) fn is_known(addr: Addr) -> bool {
     PLACES.iter().any(|(at, _)| at.addr(!addr.is_v4()) == addr)
@@ -153,9 +170,10 @@ pub(super) fn node() -> Result<Netns> {
         writeln!(
             lines,
             "link add d{ifindex} address 04:04:04:04:04:04 index {ifindex} type veth peer name p{ifindex} index {}
-             link set d{ifindex} up
+             link set d{ifindex} up mtu {}
              link set p{ifindex} up",
-            ifindex + 1
+            ifindex + 1,
+            mtu(ifindex)
         )?;
     }
     let on = |at: At, prefix: (u8, u8), ifindex: u32| {
