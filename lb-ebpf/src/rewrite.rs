@@ -18,6 +18,9 @@ use lb_common::{
 
 use crate::skb::Skb;
 
+/// DF, in the third half word of an IPv4 header (RFC 791 3.1).
+const DONT_FRAGMENT: u16 = 0x4000;
+
 /// A packet without anything unusual: the words of its L4 header with other ports.
 pub(crate) struct Plain {
     /// Of UDP the first two.
@@ -45,6 +48,8 @@ pub(crate) trait Layout: Answers {
         after: &FlowKey<Self>,
         forwards: bool,
     ) -> Option<u64>;
+    /// Whether routers may make pieces of the packet.
+    fn may_be_cut(skb: &Skb, l3: usize) -> bool;
     /// Whether the packet's own bytes make up for what the pseudo header changes, in a sum over the whole packet.
     const IP_HAS_CHECKSUM: bool;
 }
@@ -96,6 +101,11 @@ impl Layout for Addr4 {
     #[inline(always)]
     fn parse(skb: &Skb, l3: usize) -> Option<Headers<Self>> {
         parse::v4(skb, l3)
+    }
+
+    #[inline(always)]
+    fn may_be_cut(skb: &Skb, l3: usize) -> bool {
+        skb.part::<20>(l3).is_none_or(|header| header.load16(6) & DONT_FRAGMENT == 0)
     }
 
     #[inline(always)]
@@ -161,6 +171,11 @@ impl Layout for Addr {
     #[inline(always)]
     fn parse(skb: &Skb, l3: usize) -> Option<Headers<Self>> {
         parse::v6(skb, l3)
+    }
+
+    #[inline(always)]
+    fn may_be_cut(_skb: &Skb, _l3: usize) -> bool {
+        false
     }
 
     #[inline(always)]

@@ -54,7 +54,7 @@ pub(crate) fn look_up_for<A: Family + Answers>(
     if lookup.ifindex == ifindex || A::put_router(lookup, ifindex) { FOUND } else { UNKNOWN }
 }
 
-/// Asks the kernel for the way of a packet of `len` bytes, as [`look_up`].
+/// Asks the kernel for the way of a packet of `len` bytes, as [`look_up`]; without a length nothing is too big.
 #[inline(always)]
 pub(crate) fn look_up_out<A: Family + Answers>(
     tables: &BpfTables,
@@ -64,6 +64,7 @@ pub(crate) fn look_up_out<A: Family + Answers>(
 ) -> u32 {
     match look_up(tables, key, asked, len) {
         SUCCESS | NO_NEIGHBOUR => FOUND,
+        FRAG_NEEDED if len == 0 => FOUND,
         FRAG_NEEDED => {
             // SAFETY: whoever asks for routes has given memory for it, that of the packet at hand.
             let lookup = unsafe { &*tables.lookup };

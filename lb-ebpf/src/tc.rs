@@ -275,7 +275,8 @@ fn exit<A: Family + Layout>(skb: &Skb, tables: &BpfTables, l3: u32, work: &Work<
         Way::Device { ifindex } => ifindex,
         Way::Routed => 0,
     };
-    let len = skb.len_out(l3 as usize, &work.packet);
+    // What whoever forwards may cut in pieces goes on: a tunnel sends the pieces of its own packets, and nobody else knows better here.
+    let len = if A::may_be_cut(skb, l3 as usize) { 0 } else { skb.len_out(l3 as usize, &work.packet) };
     let out = if named != 0 {
         look_up_for(tables, &work.after, named, len)
     } else {

@@ -90,6 +90,7 @@ fn at_tc<A: Family + Errors>(world: &MemTables, packet: &Packet, l3: usize, head
     if action == REDIRECT
         && let Some(mtu) = largest(work.after.dst.widen(), named)
         && packet.bytes.len() - l3 > mtu
+        && (!work.after.dst.widen().is_v4() || packet.half(l3 + 6).is_some_and(|flags| flags & 0x4000 != 0))
     {
         world.count(Reason::TooBig);
         let why = Why::TooBig { mtu: u32::try_from(mtu).unwrap_or(u32::MAX) };

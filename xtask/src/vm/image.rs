@@ -51,6 +51,8 @@ const ENVIRONMENT: [(&str, &str); 5] = [
     ("RUST_BACKTRACE", "1"),
     // One for each processor of the guest.
     ("RUST_TEST_THREADS", "2"),
+    // Everything takes many times longer there, and as long again while other tests run beside it.
+    ("LB_TESTS_PATIENCE", "4"),
 ];
 
 /// What goes into the archive.
@@ -222,6 +224,7 @@ mod tests {
                     env\tTMPDIR\t/tmp\n\
                     env\tRUST_BACKTRACE\t1\n\
                     env\tRUST_TEST_THREADS\t2\n\
+                    env\tLB_TESTS_PATIENCE\t4\n\
                     run\tsockets\t/lb/target/debug/deps/sockets\t--nocapture\tcluster ip\n";
         assert_eq!(text, want);
     }

@@ -2,7 +2,7 @@
 //!
 //! The source is the address that was asked. The frame goes back to the link-layer address that it came from, so no route and no
 //! neighbour is asked for. What has options or extension headers gets no answer: hardly anybody sends that, and all places are
-//! known without it.
+//! known without it. The first piece of a datagram of IPv6 is told that it is too big.
 
 use core::hint::black_box;
 
@@ -31,6 +31,8 @@ const TTL: u8 = 64;
 const ETHERNET: usize = 14;
 /// Bytes of an ICMP header.
 pub(super) const ICMP: usize = 8;
+/// Bytes of a fragment header of IPv6.
+const FRAGMENT: usize = 8;
 /// Bytes of a TCP header.
 const TCP: usize = 20;
 /// Bytes behind the IP header that ICMP errors show of a packet (RFC 792): ports, and what UDP has beside them.
@@ -243,7 +245,10 @@ pub fn refuse<A: Answers, W: Flows<A>, P: Reshape>(
     headers: &Headers<A>,
     why: Why,
 ) -> bool {
-    if headers.l4 != l3.wrapping_add(A::LEN) || !headers.key.src.is_one() {
+    let between = headers.l4.wrapping_sub(l3.wrapping_add(A::LEN));
+    let is_told =
+        headers.fragment.piece == Piece::First && !A::CHECKSUM_IN_HEADER && matches!(why, Why::TooBig { .. });
+    if !(between == 0 || (between == FRAGMENT && is_told)) || !headers.key.src.is_one() {
         return false;
     }
     // Opaque: of an offset that is known to be another one plus a number, LLVM makes pointers that the verifier cannot connect.
@@ -256,8 +261,8 @@ pub fn refuse<A: Answers, W: Flows<A>, P: Reshape>(
             world.count(Reason::Unanswered);
             false
         }
-        (_, _, Why::Closed) => unreachable(packet, l3, headers, [A::UNREACHABLE, 0]),
-        (_, _, Why::TooBig { mtu }) => unreachable(packet, l3, headers, [A::TOO_BIG, mtu]),
+        (_, _, Why::Closed) => unreachable(packet, l3, headers, (between, [A::UNREACHABLE, 0])),
+        (_, _, Why::TooBig { mtu }) => unreachable(packet, l3, headers, (between, [A::TOO_BIG, mtu])),
     };
     answered && turn(packet, l3)
 }
@@ -297,13 +302,14 @@ fn reset<A: Answers, P: Reshape>(packet: &mut P, l3: usize, headers: &Headers<A>
         && put(packet, l4.wrapping_add(16), [u32::from(u16::from_be(checksum)) << 16].map(u32::to_be))
 }
 
-/// RFC 792, RFC 4443: an error with these words before what it quotes, but for its checksum.
+/// RFC 792, RFC 4443: an error with these words before what it quotes, but for its checksum. Between its IP and L4 headers the packet has as many
+/// bytes as a fragment header, or none.
 #[inline(always)]
 fn unreachable<A: Answers, P: Reshape>(
     packet: &mut P,
     l3: usize,
     headers: &Headers<A>,
-    [says, more]: [u32; 2],
+    (between, [says, more]): (usize, [u32; 2]),
 ) -> bool {
     if l3 > ETHERNET {
         // A tag in the frame: the kernel makes room before it.
@@ -333,14 +339,22 @@ fn unreachable<A: Answers, P: Reshape>(
         }
     }
     let key = FlowKey { proto: A::ICMP, ..headers.key.reversed() };
-    let len = quoted.wrapping_add(A::LEN).wrapping_add(ICMP);
+    if between != 0 {
+        let Some(part) = packet.part::<8>(l3.wrapping_add(A::LEN)) else { return false };
+        sum = sum.and(sum_of([0, 4].map(|at| u32::from_ne_bytes(part.load32(at)))));
+    }
+    let len = quoted.wrapping_add(between).wrapping_add(A::LEN).wrapping_add(ICMP);
     if !A::CHECKSUM_IN_HEADER {
         sum = sum.and(A::pseudo(&key, len));
     }
     let checksum = sum.and(sum_of([says, more].map(u32::to_be))).checksum();
     packet.make_room(l3, A::LEN.wrapping_add(ICMP))
         && A::write_new(packet, l3, &key, len)
-        && put(packet, l4, [says | u32::from(u16::from_be(checksum)), more].map(u32::to_be))
+        && put(
+            packet,
+            l3.wrapping_add(A::LEN),
+            [says | u32::from(u16::from_be(checksum)), more].map(u32::to_be),
+        )
 }
 
 /// Sends a frame back where it came from.
