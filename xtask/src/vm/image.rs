@@ -44,7 +44,7 @@ const TARGET: &str = "/lb/target";
 const PROGRAMS: &str = "/lb/target/debug";
 
 /// All that the guest's programs see.
-const ENVIRONMENT: [(&str, &str); 5] = [
+const ENVIRONMENT: [(&str, &str); 6] = [
     ("PATH", "/bin:/lb/target/debug"),
     ("HOME", "/root"),
     ("TMPDIR", "/tmp"),
