@@ -42,7 +42,7 @@ pub(super) fn outcomes(packet: &Packet, ours: &Outcome, theirs: &Outcome) -> Res
 /// What is wrong with the checksums of a packet that is another one now.
 fn fault(packet: &Packet, theirs: &Outcome) -> Option<&'static str> {
     let (l3, read) = packet.read()?;
-    let is_answer = packet.program == Program::Ingress
+    let is_answer = matches!(packet.program, Program::Ingress | Program::Egress)
         && theirs.action == REDIRECT
         && theirs.bytes.get(..6) == packet.bytes.get(6..12);
     // What has had no Ethernet header has one now.
