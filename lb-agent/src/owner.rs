@@ -139,7 +139,7 @@ struct Running {
     attached: Vec<(&'static str, Attached)>,
     /// The programs, for devices that come.
     ebpf: Option<Ebpf>,
-    /// See [`load::Loaded::flush_log`].
+    /// See [`Loaded::flush_log`](crate::datapath::load::Loaded::flush_log).
     flush_log: Box<dyn FnMut() + Send>,
     /// When the next full pass is due.
     full_pass: Instant,

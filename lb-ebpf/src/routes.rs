@@ -71,7 +71,7 @@ pub(crate) fn look_up_out<A: Family + Answers>(
             // SAFETY: all of its members are numbers of two bytes.
             let said = u32::from(unsafe { lookup.__bindgen_anon_1.mtu_result });
             // Below 5.13 the kernel says nothing: what was asked is still there, and the device was found.
-            let known = if said < len as u32 { said } else { device_mtu(lookup.ifindex) };
+            let known = if (said as usize) < len { said } else { device_mtu(lookup.ifindex) };
             if known <= UNKNOWN { A::LEAST_MTU } else { known }
         }
         _ => UNKNOWN,

@@ -30,7 +30,7 @@ use xtask::paths;
 use crate::programs::{self, Programs};
 
 /// How long a guest may run: emulation is many times slower than the machine itself, and machines differ.
-const LIMIT: Duration = Duration::from_mins(25);
+const LIMIT: Duration = Duration::from_mins(36);
 
 /// What ran in a guest, and passed.
 #[derive(Debug, PartialEq, Eq)]
