@@ -23,10 +23,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{
+    collector::Collector,
     config::{OnOff, RunArgs},
-    datapath::{addresses::NodePortOptions, devices, host, load::Switches},
+    datapath::{addresses::NodePortOptions, conntrack, devices, host, load::Switches},
     healer::Healer,
     k8s::{self, Access, Interest, manifests::Problem},
+    leftovers,
     maps::pin::PinDir,
     model::Event,
     observe::{
@@ -97,6 +99,7 @@ fn settings(args: &RunArgs, cgroup: PathBuf, switches: Switches) -> anyhow::Resu
         service_cidrs: args.select.service_cidr.clone(),
         packets: args.packets.options()?,
         affinity_clients: args.maps.map_max_affinity,
+        flows: args.maps.map_max_flows,
         min_sync_interval: args.sync.min_sync_interval.0,
         resync_interval: args.sync.resync_interval.0,
     })
@@ -149,7 +152,12 @@ async fn supervise(args: &RunArgs, configz: String, settings: Settings, pins: Pi
         move |freed, has_failed, took: Duration| metrics.healed(freed, has_failed, took.as_secs_f64());
     let healer =
         Healer::start(args.pins.pin_dir.clone(), healed).context("cannot start the healer's thread")?;
+    let metrics = Arc::clone(&outlets.metrics);
+    // It ends with the agent.
+    let _collector = Collector::start(&args.pins.pin_dir, move |round| metrics.collected(&round))
+        .context("cannot start the thread that collects flows")?;
     observe::start(&args.observe, configz, &outlets, &stop)?;
+    let leftovers = leftovers::watch::start(Arc::clone(&outlets.metrics)).context("cannot start a thread")?;
     let mailbox = Mailbox { messages, sender: sender.downgrade() };
     let owner = Owner::new(settings, pins, healer, outlets.clone(), mailbox);
     let (ended, mut end) = tokio::sync::oneshot::channel();
@@ -158,12 +166,14 @@ async fn supervise(args: &RunArgs, configz: String, settings: Settings, pins: Pi
         .spawn(move || drop(ended.send(owner.run())))
         .context("cannot start the owner's thread")?;
 
-    tokio::spawn(devices::run(sender.clone(), Message::Addresses, stop.clone()));
+    tokio::spawn(devices::run(sender.clone(), Message::Network, stop.clone()));
+    tokio::spawn(conntrack::run(args.conntrack.sysctls(), stop.clone()));
     tokio::spawn(tick(sender.clone(), Arc::clone(&outlets.health), stop.clone()));
     let (report, problems) = watch::channel(Vec::new());
     let to_owner = ToOwner { sender: sender.clone(), outlets, notes };
     tokio::spawn(source(args, node, to_owner, report, stop.clone()).await?);
-    let sources = Sources { owner: sender.clone(), problems, pin_dir: args.pins.pin_dir.as_path().into() };
+    let pin_dir = args.pins.pin_dir.as_path().into();
+    let sources = Sources { owner: sender.clone(), problems, leftovers, pin_dir };
     tokio::spawn(server.run(sources, stop.clone()));
 
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
@@ -218,6 +228,7 @@ async fn source(
         own_node: Arc::clone(&node),
         proxy_name: args.select.service_proxy_name.as_str().into(),
         external_ips: args.select.external_ips == OnOff::On,
+        algorithm: args.algorithm,
     });
     if let Some(folder) = args.manifests.clone() {
         let source = k8s::manifests::run(folder, interest, events, problems, stop);

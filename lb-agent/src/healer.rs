@@ -292,7 +292,7 @@ impl Told {
 ///
 /// # Errors
 /// Those of starting it; `TimedOut` if it ran longer than `limit`, and was killed.
-fn output_within(command: &mut Command, limit: Duration) -> io::Result<Output> {
+pub(crate) fn output_within(command: &mut Command, limit: Duration) -> io::Result<Output> {
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let (child, process) = with_handle(child)?;
     let (done, ended) = sync_channel(1);

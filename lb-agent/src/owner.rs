@@ -9,14 +9,19 @@
 //! again and planning everything.
 
 mod addresses;
+mod devices;
+mod express;
 mod gone;
 mod health_port;
+mod hooked;
 mod left_out;
 mod need;
 mod outputs;
 mod pace;
+mod programs;
 mod receipts;
 mod report;
+mod translated;
 mod turns;
 mod unowned;
 
@@ -29,7 +34,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
 use aya::Ebpf;
 use lb_common::abi::SocketLb;
 use tokio::sync::mpsc::{Receiver, WeakSender};
@@ -39,26 +43,24 @@ use crate::{
     compile::PortKey,
     config::{PacketOptions, Ranges},
     datapath::{
-        addresses::{NodePortOptions, OwnAddresses},
+        addresses::NodePortOptions,
         attach::{self, Attached},
-        load::{self, LoadError, Loaded, Switches},
+        devices::Network,
+        load::Switches,
     },
     healer::{Healer, Suspects},
-    maps::{
-        MapError,
-        memory::Capacities,
-        pin::{Content, PinDir, Staged},
-    },
+    maps::{MapError, memory::Capacities, pin::PinDir},
     model::{Change, ClusterState, Event, Notice, ServiceName},
     observe::Outlets,
     reconcile::{Contested, Desired, Outcome, Reconciler},
 };
 use addresses::NodeAddresses;
+use devices::Devices;
 use left_out::LeftOut;
-use need::Need;
 use outputs::Outputs;
 use pace::{Pace, Retry};
 
+pub use express::Step;
 pub use outputs::Stamp;
 pub(crate) use outputs::unix_s;
 pub use receipts::Receipt;
@@ -70,6 +72,8 @@ const CHUNK: usize = 1000;
 const FULL_PASS: Duration = Duration::from_mins(5);
 /// Between two attempts to make the maps larger after one has failed.
 const GROW_AGAIN: Duration = Duration::from_secs(30);
+/// Flows that have room where nothing larger can be had.
+const FEWEST_FLOWS: u32 = 1024;
 /// Silence about a list that does not come.
 const WAITING: Duration = Duration::from_secs(30);
 
@@ -77,8 +81,12 @@ const WAITING: Duration = Duration::from_secs(30);
 pub enum Message {
     /// A source has news, sent then.
     Object(Event, Stamp),
-    /// The node's addresses, all of them.
-    Addresses(OwnAddresses),
+    /// The node's addresses and devices, all of them.
+    Network(Network),
+    /// How far the self-test of a device is, by interface index.
+    Express(u32, Step),
+    /// Ports of this node that connections have which others masquerade.
+    Translated(BTreeSet<u16>),
     /// Grace periods have passed.
     Grace,
     /// Time to look after what was left undone, sent then.
@@ -116,6 +124,8 @@ pub struct Settings {
     pub packets: PacketOptions,
     /// How many clients with session affinity are remembered at least.
     pub affinity_clients: u32,
+    /// How many flows of packets each family is to have room for.
+    pub flows: u32,
     /// Shortest time between two passes.
     pub min_sync_interval: Duration,
     /// Longest pause before a failed write is tried again.
@@ -127,19 +137,14 @@ struct Running {
     reconciler: Reconciler,
     capacities: Capacities,
     attached: Vec<(&'static str, Attached)>,
-    /// See [`load::Loaded::flush_log`].
+    /// The programs, for devices that come.
+    ebpf: Option<Ebpf>,
+    /// See [`Loaded::flush_log`](crate::datapath::load::Loaded::flush_log).
     flush_log: Box<dyn FnMut() + Send>,
     /// When the next full pass is due.
     full_pass: Instant,
     /// The maps may differ from what the reconciler believes.
     doubtful: bool,
-}
-
-/// Loaded programs whose maps this agent writes.
-struct Taken {
-    ebpf: Ebpf,
-    /// Maps that take the place of the pinned ones when they are filled.
-    staged: Option<Staged>,
 }
 
 /// See the module.
@@ -154,6 +159,7 @@ pub struct Owner {
     touched: BTreeSet<ServiceName>,
     node_addresses: NodeAddresses,
     addresses_changed: bool,
+    devices: Devices,
     pace: Pace,
     retry: Retry,
     running: Option<Running>,
@@ -178,6 +184,7 @@ impl Owner {
         Self {
             state: ClusterState::new(Arc::clone(&settings.node)),
             node_addresses: NodeAddresses::new(settings.node_ports.clone()),
+            devices: Devices::new(settings.packets.devices.clone(), settings.packets.xdp),
             pace: Pace::new(settings.min_sync_interval),
             retry: Retry::new(settings.resync_interval),
             settings,
@@ -218,16 +225,24 @@ impl Owner {
         match message {
             Message::Object(event, stamp) => {
                 let is_node = matches!(event, Event::Node(_));
+                self.devices.has_changed |= matches!(event, Event::ServiceCidr(_));
                 self.take_object(event, stamp);
                 if is_node {
                     self.take_node_addresses();
+                    self.choose_devices();
                 }
             }
-            Message::Addresses(own) => self.take_own_addresses(own),
+            Message::Network(Network { addresses, links, filters }) => {
+                self.take_own_addresses(addresses);
+                self.take_links(links, filters);
+            }
+            Message::Express(index, step) => self.take_express(index, step),
+            Message::Translated(ports) => self.take_translated(ports),
             // The pass asks what has room now.
             Message::Grace => {}
             Message::Tick(at) => {
                 self.outputs.took_tick(at);
+                self.look_at_devices(at);
                 self.touched.extend(self.left_out.due(at, self.settings.resync_interval));
             }
             Message::Ask(look) => look(self),
@@ -262,6 +277,7 @@ impl Owner {
             Ok(()) if self.addresses_changed || !self.left_out.is_empty() => self.grow()?,
             Ok(()) => {}
         }
+        self.attach_devices();
         Ok(())
     }
 
@@ -296,6 +312,7 @@ impl Owner {
     /// the next tick starts again.
     fn start(&mut self) -> anyhow::Result<()> {
         let begin = Instant::now();
+        self.look_for_translated();
         let (loaded, too_small) = self.load_what_is_possible()?;
         let mut taken = self.take_over(loaded)?;
         if let Err(error) = self.everything() {
@@ -311,6 +328,8 @@ impl Owner {
         if let Some(running) = &mut self.running {
             running.attached = attached;
         }
+        self.serve_packets(taken.ebpf);
+        self.attach_devices();
         self.last_error = None;
         self.retry.succeeded();
         self.tell_of_addresses();
@@ -324,81 +343,6 @@ impl Owner {
         );
         if let Some(error) = too_small {
             self.cannot_grow(&error.into());
-        }
-        Ok(())
-    }
-
-    /// How large the maps must be for everything that is known now.
-    fn need(&self) -> Capacities {
-        Need::of(&self.state, self.node_addresses.entries().len()).capacities()
-    }
-
-    /// Loads the programs over maps that are large enough. Whatever fails changes nothing.
-    fn load(&self, need: Capacities) -> Result<Loaded, LoadError> {
-        let sender = self.sender.clone();
-        // A full channel wakes the owner anyway.
-        let on_grace = move || {
-            let _woken = sender.upgrade().is_some_and(|sender| sender.try_send(Message::Grace).is_ok());
-        };
-        load::load(&self.pins, self.settings.switches, need, on_grace)
-    }
-
-    /// The same over smaller maps, those that are there if there are any, when large ones cannot be had: what fits follows its
-    /// endpoints.
-    fn load_what_is_possible(&self) -> Result<(Loaded, Option<LoadError>), LoadError> {
-        let need = Capacities { affinity: self.settings.affinity_clients, ..self.need() };
-        let smallest = Capacities { affinity: 1, ..Need::default().capacities() };
-        match self.load(need) {
-            Ok(loaded) => Ok((loaded, None)),
-            // What is wrong with both is not the size.
-            Err(error) if need != smallest => match self.load(smallest) {
-                Ok(loaded) => Ok((loaded, Some(error))),
-                Err(_) => Err(error),
-            },
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Works with loaded maps from now on.
-    ///
-    /// If they hold what the pinned ones hold, programs that are attached are replaced first: some maps may be both, and what is
-    /// written to those must not be read by a program that looks up the rest in old ones. Maps that were made anew are empty:
-    /// programs that are attached go on with the old ones until [`Owner::hand_over`].
-    ///
-    /// # Errors
-    /// What leaves some hooks on new maps and others on old ones.
-    fn take_over(&mut self, loaded: Loaded) -> anyhow::Result<Taken> {
-        let Loaded { mut ebpf, maps, capacities, flush_log, staged } = loaded;
-        let staged = match staged.content {
-            Content::Same => {
-                self.pins.commit(&staged)?;
-                attach::replace(&mut ebpf, &self.pins)?;
-                None
-            }
-            Content::Other => {
-                info!("making all maps anew");
-                Some(staged)
-            }
-        };
-        let reconciler =
-            Reconciler::restore(maps, self.settings.socket_lb).context("cannot take over the pinned maps")?;
-        self.running = Some(Running {
-            reconciler,
-            capacities,
-            attached: self.running.take().map_or_else(Vec::new, |before| before.attached),
-            flush_log,
-            full_pass: Instant::now() + FULL_PASS,
-            doubtful: false,
-        });
-        self.addresses_changed = true;
-        Ok(Taken { ebpf, staged })
-    }
-
-    /// Lets pins and programs follow to maps that were made anew and are filled now.
-    fn hand_over(&self, taken: &mut Taken) -> anyhow::Result<()> {
-        if let Some(staged) = &taken.staged {
-            self.pins.commit(staged)?;
-            attach::replace(&mut taken.ebpf, &self.pins)?;
         }
         Ok(())
     }
@@ -462,6 +406,7 @@ impl Owner {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.plan_devices()?;
         while !self.touched.is_empty() {
             let mut left = self.take_touched();
             while !left.is_empty() {
@@ -520,52 +465,6 @@ impl Owner {
             // A frontend may have been another Service's, whose flows end now (CT-4).
             let left = self.abandoned.values().flatten().copied().collect();
             self.healer.heal(Suspects { left, ..Suspects::default() });
-        }
-    }
-
-    /// Replaces the maps by bigger ones; without memory for them, what does not fit is named.
-    ///
-    /// # Errors
-    /// What leaves some hooks on the bigger maps and others on the old ones. Nothing may be written then: the next start
-    /// tries again, and traffic goes on with what the maps hold.
-    fn grow(&mut self) -> anyhow::Result<()> {
-        let Some(running) = &self.running else { return Ok(()) };
-        if self.failed_growth.is_some_and(|when| when.elapsed() < GROW_AGAIN) {
-            return Ok(());
-        }
-        let now = running.capacities;
-        let need = need::with_room(self.need().at_least(&now), &now, self.left_out.values());
-        // That of affinity is what was asked for at the start, or what could be had.
-        let need = Capacities { affinity: now.affinity, ..need };
-        if need == now {
-            return Ok(());
-        }
-        info!(?now, ?need, "growing the maps");
-        match self.load(need) {
-            Ok(loaded) => self.switch_to(loaded).context("cannot switch the programs to bigger maps"),
-            Err(error) => {
-                self.cannot_grow(&error.into());
-                Ok(())
-            }
-        }
-    }
-
-    fn switch_to(&mut self, loaded: Loaded) -> anyhow::Result<()> {
-        let mut taken = self.take_over(loaded)?;
-        self.failed_growth = None;
-        match self.everything() {
-            Ok(()) => {
-                self.hand_over(&mut taken)?;
-                // What the maps before had to tell of backends that are gone went with them.
-                self.healer.heal_after_start();
-                Ok(())
-            }
-            // Half filled, and nobody uses them.
-            Err(error) if taken.staged.is_some() => Err(error),
-            Err(error) => {
-                self.fail(&error);
-                Ok(())
-            }
         }
     }
 }

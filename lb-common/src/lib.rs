@@ -3,6 +3,7 @@
 //! ```text
 //! abi        keys, values, map names, reasons: the only definition of every word in a map
 //! datapath   what a connect(), sendmsg() or recvmsg() experiences, as functions over two traits
+//! hash       one that all nodes agree on
 //! host       (feature `host`) those traits over plain memory, for tests and tools
 //! ```
 //!
@@ -31,5 +32,6 @@ extern crate std;
 
 pub mod abi;
 pub mod datapath;
+pub mod hash;
 #[cfg(any(feature = "host", test))]
 pub mod host;

@@ -3,15 +3,28 @@
 #![no_main]
 #![expect(clippy::needless_pass_by_value, reason = "the macros call entry points with the context by value")]
 
+mod flows;
+mod functions;
 mod license;
 mod log;
 mod maps;
 mod netns;
 mod panic;
+mod probe;
+mod rare;
+mod rewrite;
+mod routes;
+mod skb;
 mod sock;
 mod tables;
+mod tc;
+mod xdp;
 
-use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use aya_ebpf::{
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
+};
+use lb_common::datapath::packet::Side;
 use sock::{SockAddr4, SockAddr6};
 
 /// connect() of an `AF_INET` socket.
@@ -67,4 +80,40 @@ fn lb_getpeername6(ctx: SockAddrContext) -> i32 {
 fn lb_ask_netns(ctx: SockAddrContext) -> i32 {
     netns::answer(&ctx);
     sock::ALLOW
+}
+
+/// Packets that come from a device.
+#[classifier]
+fn lb_tc_ingress(ctx: TcContext) -> i32 {
+    tc::frame(&ctx, Side::Ingress)
+}
+
+/// Packets that leave by a device.
+#[classifier]
+fn lb_tc_egress(ctx: TcContext) -> i32 {
+    tc::frame(&ctx, Side::Egress)
+}
+
+/// Packets that come from a device without Ethernet: a tunnel.
+#[classifier]
+fn lb_ip_ingress(ctx: TcContext) -> i32 {
+    tc::bare(&ctx, Side::Ingress)
+}
+
+/// Packets that leave by a device without Ethernet.
+#[classifier]
+fn lb_ip_egress(ctx: TcContext) -> i32 {
+    tc::bare(&ctx, Side::Egress)
+}
+
+/// Frames that come from a device, before the kernel makes packets of them.
+#[xdp]
+fn lb_xdp(ctx: XdpContext) -> u32 {
+    xdp::frame(ctx.ctx)
+}
+
+/// Frames that come from a device that is tested before the program above is attached to it.
+#[xdp]
+fn lb_xdp_test(ctx: XdpContext) -> u32 {
+    probe::frame(ctx.ctx)
 }

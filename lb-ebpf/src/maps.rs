@@ -2,16 +2,21 @@
 //! overrides them when it loads the object.
 #![expect(unsafe_code, reason = "the loader finds read-only switches by their unmangled names")]
 
+use crate::flows::Scratch;
 use aya_ebpf::{
     Global,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage},
     macros::btf_map,
 };
-use lb_common::abi::{
-    Addr, Address, Affinity, AffinityKey, Backend, Config, Frontend, FrontendKey, Netns, Service, Slot,
-    SockTcp, SockUdp,
-    maps::{AFFINITY_ENTRIES, MIN_ENTRIES, MMAPABLE, NO_PREALLOC},
-    meta,
+use lb_common::{
+    abi::{
+        Addr, Addr4, Address, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, FragmentKey,
+        FragmentPorts, Frontend, FrontendKey, Netns, PortList, Probe, RangeKey, Service, Slot, SockTcp,
+        SockUdp, Turn,
+        maps::{AFFINITY_ENTRIES, MIN_ENTRIES, MMAPABLE, NO_PREALLOC},
+        meta,
+    },
+    datapath::packet::refuse::Budget,
 };
 
 /// Where traffic is accepted.
@@ -49,6 +54,45 @@ pub(crate) static SOCK_UDP: SkStorage<SockUdp> = SkStorage::new();
 #[btf_map(name = "lb_affinity")]
 pub(crate) static AFFINITY: LruHashMap<AffinityKey, Affinity, { AFFINITY_ENTRIES as usize }> =
     LruHashMap::new();
+/// Whose turn is next where a service gives connections to its backends in turn. It begins anew with each new program.
+#[btf_map(name = "lb_turns")]
+pub(crate) static TURNS: PerCpuArray<Turn, { Turn::ENTRIES as usize }> = PerCpuArray::new();
+/// Devices whose packets are served, by interface index.
+#[btf_map(name = "lb_devices")]
+pub(crate) static DEVICES: HashMap<u32, Device, { MIN_ENTRIES as usize }, NO_PREALLOC> = HashMap::new();
+/// Who may use load-balancer addresses of Services with source ranges.
+#[btf_map(name = "lb_src_ranges")]
+pub(crate) static SRC_RANGES: LpmTrie<RangeKey, u32, { MIN_ENTRIES as usize }> = LpmTrie::new();
+/// Ports for masquerading.
+#[btf_map(name = "lb_ports")]
+pub(crate) static PORTS: Array<PortList, { PortList::ENTRIES as usize }, MMAPABLE> = Array::new();
+/// IPv4 flows that have not proved both directions.
+#[btf_map(name = "lb_new4")]
+pub(crate) static NEW4: LruHashMap<FlowKey<Addr4>, Flow<Addr4>, 1> = LruHashMap::new();
+/// IPv4 flows that have.
+#[btf_map(name = "lb_flows4")]
+pub(crate) static FLOWS4: HashMap<FlowKey<Addr4>, Flow<Addr4>, 1> = HashMap::new();
+/// IPv6 flows that have not proved both directions.
+#[btf_map(name = "lb_new6")]
+pub(crate) static NEW6: LruHashMap<FlowKey<Addr>, Flow<Addr>, 1> = LruHashMap::new();
+/// IPv6 flows that have.
+#[btf_map(name = "lb_flows6")]
+pub(crate) static FLOWS6: HashMap<FlowKey<Addr>, Flow<Addr>, 1> = HashMap::new();
+/// Memory for the packet at hand, by side: more than a program's stack. Nothing of it is remembered.
+#[btf_map(name = "lb_scratch4")]
+pub(crate) static SCRATCH4: PerCpuArray<Scratch<Addr4>, 2> = PerCpuArray::new();
+/// The same for IPv6.
+#[btf_map(name = "lb_scratch6")]
+pub(crate) static SCRATCH6: PerCpuArray<Scratch<Addr>, 2> = PerCpuArray::new();
+/// Ports of datagrams that come in pieces.
+#[btf_map(name = "lb_frags")]
+pub(crate) static FRAGS: LruHashMap<FragmentKey, FragmentPorts, 1> = LruHashMap::new();
+/// ICMP errors that this CPU has sent lately.
+#[btf_map(name = "lb_budget")]
+pub(crate) static BUDGET: PerCpuArray<Budget, 1> = PerCpuArray::new();
+/// What is asked at a device that is being tested.
+#[btf_map(name = "lb_probe")]
+pub(crate) static PROBE: Array<Probe, 1, MMAPABLE> = Array::new();
 /// Counters by reason.
 #[btf_map(name = "lb_reasons")]
 pub(crate) static REASONS: PerCpuArray<u64, { lb_common::abi::Reason::ALL.len() }> = PerCpuArray::new();
@@ -63,3 +107,6 @@ pub(crate) static LB_HAS_SET_RETVAL: Global<u32> = Global::new(0);
 /// subflow.
 #[unsafe(no_mangle)]
 pub(crate) static LB_HAS_MPTCP: Global<u32> = Global::new(0);
+/// Whether `bpf_ktime_get_coarse_ns` exists (5.11).
+#[unsafe(no_mangle)]
+pub(crate) static LB_HAS_COARSE_CLOCK: Global<u32> = Global::new(0);

@@ -362,7 +362,7 @@ pub(crate) fn connect(hook: &impl Hook) -> i32 {
         return ALLOW;
     };
     let to = hook.at();
-    let verdict = sock::connect(&BpfTables, &mut BpfSocket::new(hook.ctx()), proto, to);
+    let verdict = sock::connect(&BpfTables::SOCKETS, &mut BpfSocket::new(hook.ctx()), proto, to);
     log::verdict(hook.ctx(), to, verdict);
     match verdict {
         Verdict::Pass => ALLOW,
@@ -384,7 +384,7 @@ pub(crate) fn send(hook: &impl Hook) -> i32 {
         return ALLOW;
     }
     let to = hook.at();
-    let verdict = sock::send(&BpfTables, &mut BpfSocket::new(hook.ctx()), to);
+    let verdict = sock::send(&BpfTables::SOCKETS, &mut BpfSocket::new(hook.ctx()), to);
     log::verdict(hook.ctx(), to, verdict);
     match verdict {
         Verdict::Pass => ALLOW,

@@ -1,22 +1,36 @@
 //! `lb_common::datapath::tables::Tables` over the maps. Copies values out, never hands out map references.
 #![expect(unsafe_code, reason = "map values are read through pointers that the helpers return")]
 
+use core::{ffi::c_void, ptr};
+
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
+    bindings::{BPF_ANY, BPF_NOEXIST, bpf_fib_lookup},
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
 };
 use lb_common::{
     abi::{
         Addr, Address, Affinity, AffinityKey, Backend, BackendId, Config, Frontend, FrontendKey, Netns,
-        Reason, Run, Service, ServiceFlags, ServiceId, Slot, Words as _,
+        Reason, Run, Service, ServiceFlags, ServiceId, Slot, Turn, Words as _,
     },
     datapath::tables::Tables,
 };
 
 use crate::maps;
 
-/// The maps of this object.
-pub(crate) struct BpfTables;
+/// The maps of this object, and where the program runs.
+pub(crate) struct BpfTables {
+    /// The program's context, for the kernel's routes; null where nobody asks for them.
+    pub(crate) ctx: *mut c_void,
+    /// The device of the packet at hand.
+    pub(crate) ifindex: u32,
+    /// Memory for the kernel's routes.
+    pub(crate) lookup: *mut bpf_fib_lookup,
+}
+
+impl BpfTables {
+    /// For programs that see no packets.
+    pub(crate) const SOCKETS: Self = Self { ctx: ptr::null_mut(), ifindex: 0, lookup: ptr::null_mut() };
+}
 
 /// Loads one aligned word of a map value whole; the agent stores it whole.
 ///
@@ -28,6 +42,24 @@ unsafe fn load_word<T>(value: *const T, index: usize) -> u64 {
     let word = unsafe { value.cast::<u64>().add(index) };
     // SAFETY: the caller's promise. Volatile: the agent writes concurrently, and the value must be read once.
     unsafe { word.read_volatile() }
+}
+
+/// Copies a map value word by word. LLVM splits one volatile read of a struct into bytes.
+///
+/// # Safety
+/// `value` points to a live map value with 8-byte alignment.
+#[inline(always)]
+pub(crate) unsafe fn copy_words<T>(value: *const T, into: &mut T) {
+    const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() == 8, "words") };
+    let into: *mut T = into;
+    for index in 0..size_of::<T>() / 8 {
+        // SAFETY: the caller's promise; `into` is as large.
+        let word = unsafe { load_word(value, index) };
+        // SAFETY: as above.
+        let place = unsafe { into.cast::<u64>().add(index) };
+        // SAFETY: as above.
+        unsafe { place.write(word) };
+    }
 }
 
 /// One word of a service, or nothing if the id is outside the array.
@@ -97,10 +129,11 @@ impl Tables for BpfTables {
     }
 
     #[inline(always)]
-    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
-        let value = maps::AFFINITY.get_ptr(key)?;
+    fn affinity(&self, key: &AffinityKey, into: &mut Affinity) -> bool {
+        let Some(value) = maps::AFFINITY.get_ptr(key) else { return false };
         // SAFETY: the pointer is a live map value; if the element is another key's by now, `Affinity::is_of` tells.
-        Some(unsafe { value.read_volatile() })
+        unsafe { copy_words(value, into) };
+        true
     }
 
     #[inline(always)]
@@ -135,13 +168,33 @@ impl Tables for BpfTables {
         let first = unsafe { load_word(value, 0) };
         // SAFETY: as above.
         let second = unsafe { load_word(value, 1) };
-        Config::from_words([first, second])
+        // SAFETY: as above.
+        let third = unsafe { load_word(value, 2) };
+        // SAFETY: as above.
+        let fourth = unsafe { load_word(value, 3) };
+        // SAFETY: as above.
+        let fifth = unsafe { load_word(value, 4) };
+        // SAFETY: as above.
+        let sixth = unsafe { load_word(value, 5) };
+        Config::from_words([first, second, third, fourth, fifth, sixth])
     }
 
     #[inline(always)]
     fn random(&self) -> u32 {
         // SAFETY: the helper has no arguments and no preconditions.
         unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn turn(&self, service: ServiceId) -> u32 {
+        let Some(value) = maps::TURNS.get_ptr_mut(Turn::index(service)) else { return self.random() };
+        // SAFETY: the pointer is this CPU's live value.
+        let now = unsafe { value.read() };
+        let (turn, next) = now.take(service, || self.random());
+        // A program that interrupts this one between the two may have the same turn.
+        // SAFETY: as above.
+        unsafe { value.write(next) };
+        turn
     }
 
     #[inline(always)]

@@ -265,6 +265,9 @@ fn set_up<'a>(command: &'a mut Command, node: &Node, home: &Home, log: File) -> 
         .env("LB_CGROUP", node.cgroup.path())
         .env("LB_SOCKET", home.socket())
         .env("NODE_NAME", &node.name)
+        // Tests of sockets want to see what becomes of those that no hook serves.
+        .env("LB_DEVICES", "none")
+        .env("LB_POD_DEVICES", "none")
         // Lowering it needs a capability that root may lack in a container, and would be warned of.
         .env(
             "LB_OOM_SCORE_ADJ",

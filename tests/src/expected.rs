@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
 use lb_agent::compile::{FrontendKind, Policies, PortEntries, Target};
-use lb_agent::model::Protocol;
+use lb_agent::model::{Algorithm, Protocol};
 use lb_agent::reconcile::Desired;
-use lb_common::abi::{self, Backend, FrontendKey, L4Addr, Proto, ServiceFlags};
+use lb_common::abi::{self, Addr, Backend, FrontendKey, L4Addr, Proto, RangePrefix, ServiceFlags, ServiceId};
 
 use crate::invariants::{Meant, Seat};
 
@@ -63,12 +64,21 @@ fn meant(entries: &PortEntries, kind: FrontendKind) -> Meant {
     // Both are sorted.
     let lists = |targets: &[Target], at| targets.binary_search_by_key(&at, |target| target.at).is_ok();
     let seats = |targets: &[Target]| {
-        targets
+        let listed = match entries.table(targets) {
+            Some(table) => table.into_iter().map(|index| targets[usize::from(index)]).collect(),
+            None => targets.to_vec(),
+        };
+        listed
             .iter()
             .map(|target| {
                 let in_cluster = if lists(cluster, target.at) { Backend::IN_CLUSTER } else { 0 };
                 let in_local = if lists(local, target.at) { Backend::IN_LOCAL } else { 0 };
-                Seat { at: target.at.into(), terminating: target.terminating, runs: in_cluster | in_local }
+                let here = if target.here { Backend::HERE } else { 0 };
+                Seat {
+                    at: target.at.into(),
+                    terminating: target.terminating,
+                    runs: in_cluster | in_local | here,
+                }
             })
             .collect::<Vec<_>>()
     };
@@ -85,8 +95,27 @@ fn meant(entries: &PortEntries, kind: FrontendKind) -> Meant {
         local: seats(if uses_local { local } else { cluster }),
         elsewhere: uses_local && local.is_empty() && entries.policies.has_any,
         flags: ServiceFlags {
-            bits: u32::from(internal_local) | u32::from(restricted) << 1 | u32::from(host_allowed) << 2,
+            bits: u32::from(internal_local)
+                | u32::from(restricted) << 1
+                | u32::from(host_allowed) << 2
+                | u32::from(external_local) << 3
+                | match entries.algorithm {
+                    Algorithm::Random => 0,
+                    Algorithm::RoundRobin => 16,
+                    Algorithm::Maglev => 32,
+                },
         },
         affinity_s: entries.affinity_s,
+        ranges: ranges(&entries.ranges),
     }
+}
+
+fn ranges(ranges: &[IpNet]) -> Vec<RangePrefix> {
+    let id = ServiceId { index: 0 };
+    let mut all: Vec<RangePrefix> = ranges
+        .iter()
+        .map(|range| RangePrefix::new(id, Addr::from(range.network()), range.prefix_len()))
+        .collect();
+    all.sort_unstable();
+    all
 }

@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use lb_agent::maps::{Array, MapError, Maps, read};
 use lb_common::abi::{
-    Addr, Backend, BackendState, Config, Draining, Frontend, FrontendKey, FrontendKind, L4Addr, Run, Service,
-    ServiceFlags, Slot, Words as _,
+    Addr, Backend, BackendState, Config, Draining, Frontend, FrontendKey, FrontendKind, L4Addr, RangeKey,
+    RangePrefix, Run, Service, ServiceFlags, ServiceId, Slot, Words as _,
 };
 
 /// Everything that is wrong in the maps, one sentence each.
@@ -18,7 +18,7 @@ use lb_common::abi::{
 /// Those of reading the maps.
 pub fn dangling(maps: &Maps) -> Result<Vec<String>, MapError> {
     let mut check = Check { maps, slots: Vec::new(), backends: BTreeMap::new(), wrong: Vec::new() };
-    let config = Config::from_words([maps.config.load(0), maps.config.load(1)]);
+    let config = Config::from_words([0, 1, 2, 3, 4, 5].map(|word| maps.config.load(word)));
     let mut services: BTreeMap<u32, Vec<FrontendKey>> = BTreeMap::new();
     for (key, value) in maps.frontends.dump()? {
         check.frontend(&key, value, &config);
@@ -173,6 +173,8 @@ pub struct Meant {
     pub flags: ServiceFlags,
     /// Seconds; 0 means none.
     pub affinity_s: u32,
+    /// Source ranges, in order.
+    pub ranges: Vec<RangePrefix>,
 }
 
 impl Meant {
@@ -184,6 +186,7 @@ impl Meant {
         elsewhere: false,
         flags: ServiceFlags { bits: 0 },
         affinity_s: 0,
+        ranges: Vec::new(),
     };
 
     /// Where connections of this node's sockets go.
@@ -201,17 +204,34 @@ impl Meant {
 /// Those of reading the maps.
 pub fn meaning(maps: &Maps) -> Result<BTreeMap<FrontendKey, Meant>, MapError> {
     let frontends = maps.frontends.dump()?;
-    Ok(frontends.into_iter().map(|(key, value)| (key, meant(maps, value))).collect())
+    let ranges = maps.ranges.dump()?;
+    Ok(frontends.into_iter().map(|(key, value)| (key, meant(maps, value, &ranges))).collect())
 }
 
-fn meant(maps: &Maps, value: Frontend) -> Meant {
+/// Source ranges of service ports that have no frontend: nobody asks for them, and they take room.
+///
+/// # Errors
+/// Those of reading the maps.
+pub fn lost_ranges(maps: &Maps) -> Result<Vec<RangePrefix>, MapError> {
+    let services: Vec<ServiceId> =
+        maps.frontends.dump()?.into_iter().map(|(_, value)| value.service).collect();
+    let all = maps.ranges.dump()?.into_iter().map(|(range, _)| range);
+    Ok(all.filter(|range| !services.contains(&range.key.service)).collect())
+}
+
+fn meant(maps: &Maps, value: Frontend, ranges: &[(RangePrefix, u32)]) -> Meant {
     if value.kind == FrontendKind::OtherPorts as u8 {
         return Meant::REFUSED;
     }
     let Service { cluster, local, flags, affinity_s, .. } = read(&*maps.services, value.service.index);
     let elsewhere = local.is_elsewhere();
     let [cluster, local] = [cluster, local].map(|run| seats(maps, run));
-    Meant { kind: value.kind, cluster, local, elsewhere, flags, affinity_s }
+    // Which id it is says nothing.
+    let own = ranges.iter().map(|(range, _)| *range).filter(|range| range.key.service == value.service);
+    let ranges = own
+        .map(|range| RangePrefix { key: RangeKey { service: ServiceId { index: 0 }, ..range.key }, ..range })
+        .collect();
+    Meant { kind: value.kind, cluster, local, elsewhere, flags, affinity_s, ranges }
 }
 
 fn seats(maps: &Maps, run: Run) -> Vec<Seat> {

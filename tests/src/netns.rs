@@ -132,6 +132,23 @@ impl Netns {
         self.wait_for_addresses(lines)
     }
 
+    /// Runs a script of `nft(8)` inside the namespace. The error carries nft's own message and the script.
+    pub fn nft(&self, script: &str) -> Result<()> {
+        let mut command = Command::new("nft");
+        command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child =
+            command.in_netns(self).spawn().context("cannot run nft(8): install the package nftables")?;
+        let mut stdin = child.stdin.take().context("nft(8) was started with a pipe as stdin")?;
+        stdin.write_all(script.as_bytes()).context("cannot write to nft(8)")?;
+        drop(stdin);
+        let output = child.wait_with_output().context("cannot wait for nft(8)")?;
+        if !output.status.success() {
+            let message = String::from_utf8_lossy(&output.stderr);
+            bail!("nft(8) failed in {}: {}\n{}", self.name, message.trim(), numbered(script));
+        }
+        Ok(())
+    }
+
     fn wait_for_addresses(&self, lines: &str) -> Result<()> {
         let added: Vec<(String, &str)> = lines.lines().filter_map(added_ipv6).collect();
         if added.is_empty() {

@@ -15,6 +15,10 @@
 //!
 //! Forwarding is on inside the nodes. Everything a node or pod starts is in the node's cgroup.
 
+pub mod ports;
+pub mod service;
+pub mod site;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::Command;
@@ -137,7 +141,7 @@ impl Node {
         );
         let ipv6 = same_digits(ipv4)?;
         let netns = Netns::new(name)?;
-        let device = format!("pod{}", self.pods.fetch_add(1, Ordering::Relaxed));
+        let device = self.next_pod_device();
         self.netns.join(&device, &netns, "eth0")?;
         // Every pod interface has the same gateway addresses, as with Calico: they never leave the cable. An
         // interface of an earlier pod with this address may not be gone yet, therefore `replace`.
@@ -158,6 +162,10 @@ impl Node {
         ))?;
         let (node, cgroup) = (Arc::clone(&self.netns), self.cgroup.child(name)?);
         Ok(Pod { name: name.to_owned(), ipv4, ipv6, netns, cgroup, node, device })
+    }
+
+    fn next_pod_device(&self) -> String {
+        format!("pod{}", self.pods.fetch_add(1, Ordering::Relaxed))
     }
 
     /// A probe in the host's namespace on this node.

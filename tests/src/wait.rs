@@ -1,5 +1,7 @@
 //! Waiting for a state of the world, with a limit and a sentence for when it does not come.
 
+use std::env;
+use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -8,6 +10,14 @@ use anyhow::{Result, bail};
 /// First pause between two looks; each following one is twice as long, up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+
+/// How many times longer than it says a test waits: on a machine that is emulated. Nothing that is to be fast is told by such a wait.
+const PATIENCE: &str = "LB_TESTS_PATIENCE";
+
+fn patience() -> u32 {
+    static PATIENT: OnceLock<u32> = OnceLock::new();
+    *PATIENT.get_or_init(|| env::var(PATIENCE).ok().and_then(|times| times.parse().ok()).unwrap_or(1))
+}
 
 /// Waits until `condition` holds. `what` completes the sentence "waited 5s for ..".
 pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) -> Result<()> {
@@ -19,7 +29,7 @@ pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bo
 ///
 /// `look` is called at least once, and once more after the limit has passed.
 pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result<T, String>) -> Result<T> {
-    let start = Instant::now();
+    let (start, limit) = (Instant::now(), limit * patience());
     let mut pause = FIRST_PAUSE;
     loop {
         let is_last = start.elapsed() >= limit;

@@ -12,7 +12,7 @@ use lb_agent::datapath::load::{Loaded, Switches, load};
 use lb_agent::maps::memory::Capacities;
 use lb_agent::maps::pin::{Content, DATA, PinDir};
 use lb_agent::maps::{Maps, read};
-use lb_agent::model::{Family, Protocol, ServiceName};
+use lb_agent::model::{Algorithm, Family, Protocol, ServiceName};
 use lb_agent::reconcile::Desired;
 use lb_common::abi::{Backend, Service, maps};
 use lb_tests::agent::{service, slice};
@@ -188,16 +188,35 @@ fn growths(home: &Home) -> usize {
     home.log().matches("growing the maps").count()
 }
 
-const SMALL: Capacities =
-    Capacities { frontends: 16, addresses: 4, services: 16, slots: 64, backends: 64, affinity: 1 };
-const LARGE: Capacities =
-    Capacities { frontends: 64, addresses: 16, services: 32, slots: 256, backends: 128, affinity: 1 };
+const SMALL: Capacities = Capacities {
+    frontends: 16,
+    addresses: 4,
+    services: 16,
+    slots: 64,
+    backends: 64,
+    affinity: 1,
+    ranges: 16,
+    flows4: 1,
+    flows6: 1,
+};
+const LARGE: Capacities = Capacities {
+    frontends: 64,
+    addresses: 16,
+    services: 32,
+    slots: 256,
+    backends: 128,
+    affinity: 1,
+    ranges: 16,
+    flows4: 1,
+    flows6: 1,
+};
 
 /// The maps that [`LARGE`] replaces.
 const GROWN: [&str; 5] = [maps::FRONTENDS, maps::ADDRESSES, maps::SERVICES, maps::SLOTS, maps::BACKENDS];
 
 fn open(pins: &PinDir, capacities: Capacities) -> Maps {
-    let switches = Switches { host_netns: 0, has_set_retval: false, has_mptcp: false };
+    let switches =
+        Switches { host_netns: 0, has_set_retval: false, has_mptcp: false, has_coarse_clock: false };
     let Loaded { maps, staged, .. } = load(pins, switches, capacities, || {}).unwrap();
     pins.commit(&staged).unwrap();
     maps
@@ -210,12 +229,14 @@ fn desired(n: u8, endpoints: u8) -> Desired {
         key: PortKey { service: name.clone(), port: "".into(), protocol: Protocol::Tcp, family: Family::V4 },
         frontends: vec![Frontend { at: ([10, 0, 0, n], 80).into(), kind: FrontendKind::ClusterIp }],
         cluster: (0..endpoints)
-            .map(|at| Target { at: ([10, 1, n, at], 8080).into(), terminating: false })
+            .map(|at| Target { at: ([10, 1, n, at], 8080).into(), terminating: false, here: false })
             .collect(),
         local: Vec::new(),
         draining: Vec::new(),
         policies: Policies { has_any: endpoints != 0, ..Policies::default() },
+        ranges: Vec::new(),
         affinity_s: 0,
+        algorithm: Algorithm::Random,
     };
     Desired { name, created_s: i64::from(n), ports: vec![port] }
 }
@@ -282,7 +303,8 @@ fn ids(agent: &Driver) -> Vec<(u32, PortKey)> {
 #[test]
 fn a_stop_while_new_maps_take_their_places_is_made_good() {
     needs_root!();
-    let switches = Switches { host_netns: 0, has_set_retval: false, has_mptcp: false };
+    let switches =
+        Switches { host_netns: 0, has_set_retval: false, has_mptcp: false, has_coarse_clock: false };
     let services = [desired(1, 3), desired(2, 0), desired(3, 5)];
     for (name, in_the_way_of) in DATA.into_iter().flat_map(|name| [(name, "removal"), (name, "renaming")]) {
         let bpffs = Bpffs::new("anew").unwrap();

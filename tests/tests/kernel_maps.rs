@@ -14,8 +14,17 @@ use lb_common::abi::{
 use lb_tests::scenario::{play, read_all};
 use lb_tests::{Bpffs, needs_root};
 
-const CAPACITIES: Capacities =
-    Capacities { frontends: 64, addresses: 16, services: 32, slots: 64, backends: 64, affinity: 1 };
+const CAPACITIES: Capacities = Capacities {
+    frontends: 64,
+    addresses: 16,
+    services: 32,
+    slots: 64,
+    backends: 64,
+    affinity: 1,
+    ranges: 16,
+    flows4: 1,
+    flows6: 1,
+};
 
 /// The object's maps, pinned in a bpffs of the test's own. Nothing is attached.
 struct Pinned {
@@ -33,7 +42,8 @@ impl Pinned {
     fn open(&mut self) -> Maps {
         self.pins = None;
         let pins = PinDir::open(&self.bpffs.path().join("lb")).unwrap();
-        let switches = Switches { host_netns: 0, has_set_retval: false, has_mptcp: false };
+        let switches =
+            Switches { host_netns: 0, has_set_retval: false, has_mptcp: false, has_coarse_clock: false };
         let Loaded { maps, staged, .. } = load(&pins, switches, CAPACITIES, || {}).unwrap();
         pins.commit(&staged).unwrap();
         self.pins = Some(pins);

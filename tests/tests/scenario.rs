@@ -7,8 +7,17 @@ use std::path::{Path, PathBuf};
 use lb_agent::maps::memory::{Capacities, MemMaps};
 use lb_tests::scenario::{Played, Story, play, read_all};
 
-const CAPACITIES: Capacities =
-    Capacities { frontends: 64, addresses: 16, services: 32, slots: 64, backends: 64, affinity: 1 };
+const CAPACITIES: Capacities = Capacities {
+    frontends: 64,
+    addresses: 16,
+    services: 32,
+    slots: 4096,
+    backends: 64,
+    affinity: 1,
+    ranges: 16,
+    flows4: 1,
+    flows6: 1,
+};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios")

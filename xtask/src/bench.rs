@@ -3,9 +3,9 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::{cluster, demo, setup};
+use crate::{control_plane_setup, demo, setup};
 
-/// Arguments of `bench connect` that do without kube-proxy and so without a control plane.
+/// Arguments of benchmarks that do without kube-proxy and so without a control plane.
 const ALONE: [&str; 3] = ["--alone", "--help", "-h"];
 
 /// What is measured.
@@ -13,6 +13,9 @@ const ALONE: [&str; 3] = ["--alone", "--help", "-h"];
 pub(crate) enum Bench {
     /// connect() through a ClusterIP: ours, direct, and real kube-proxy in nftables and iptables mode
     Connect(Arguments),
+    /// Nanoseconds of a packet in our programs, at tc and at XDP; packets per second through a node: forwarding, ours, and real kube-proxy in
+    /// nftables and iptables mode; requests per second over open connections, and in datagrams
+    Packets(Arguments),
     /// From decoded objects to programmed maps: time, and memory of the agent and of the maps
     Fill(Arguments),
 }
@@ -29,10 +32,10 @@ impl Bench {
     /// Sets up, builds in release mode, and measures as root.
     pub(crate) fn run(&self) -> Result<()> {
         let arguments = self.arguments();
-        if matches!(self, Self::Connect(_))
+        if matches!(self, Self::Connect(_) | Self::Packets(_))
             && !arguments.iter().any(|argument| ALONE.contains(&argument.as_str()))
         {
-            cluster::prepare("`-- --alone`")?;
+            control_plane_setup::prepare("`-- --alone`")?;
         }
         setup::run()?;
         let (name, starts) = self.programs();
@@ -43,13 +46,14 @@ impl Bench {
     fn programs(&self) -> (&'static str, &'static [&'static str]) {
         match self {
             Self::Connect(_) => ("bench-connect", &["lb-agent", "bench-worker"]),
+            Self::Packets(_) => ("bench-packets", &["lb-agent", "bench-worker"]),
             Self::Fill(_) => ("bench-fill", &["lb-agent"]),
         }
     }
 
     fn arguments(&self) -> &[String] {
         match self {
-            Self::Connect(arguments) | Self::Fill(arguments) => &arguments.args,
+            Self::Connect(arguments) | Self::Packets(arguments) | Self::Fill(arguments) => &arguments.args,
         }
     }
 }
@@ -75,7 +79,7 @@ mod tests {
     #[test]
     fn whatever_a_benchmark_starts_is_built_with_it() {
         let none = || Arguments { args: Vec::new() };
-        for bench in [Bench::Connect(none()), Bench::Fill(none())] {
+        for bench in [Bench::Connect(none()), Bench::Packets(none()), Bench::Fill(none())] {
             let (name, starts) = bench.programs();
             let text = source(&format!("tests/src/bin/{name}.rs"));
             for (word, file, program) in STARTS {

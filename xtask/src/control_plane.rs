@@ -4,7 +4,7 @@
 use std::{
     env, fmt, fs,
     hash::{DefaultHasher, Hasher as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -114,13 +114,21 @@ pub fn module_folder() -> PathBuf {
 /// # Errors
 /// When one of the two cannot be read.
 pub fn cache_folder() -> Result<PathBuf> {
+    Ok(paths::target_dir().join("control-plane").join(fingerprint(&module_folder())?))
+}
+
+/// A name for what is built from the Go module in `folder`: another `go.mod` or `go.sum` gives another one.
+///
+/// # Errors
+/// When one of the two cannot be read.
+pub fn fingerprint(folder: &Path) -> Result<String> {
     let mut hasher = DefaultHasher::new();
     for file in ["go.mod", "go.sum"] {
-        let path = module_folder().join(file);
+        let path = folder.join(file);
         hasher.write(&fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
         hasher.write_u8(0xff);
     }
-    Ok(paths::target_dir().join("control-plane").join(format!("{:016x}", hasher.finish())))
+    Ok(format!("{:016x}", hasher.finish()))
 }
 
 /// What a person can do who has no control plane, to end a line with.

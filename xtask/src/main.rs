@@ -3,10 +3,12 @@
 mod bench;
 mod cluster;
 mod command;
+mod control_plane_setup;
 mod demo;
 mod fuzz;
 mod lint;
 mod mutants;
+mod programs;
 mod rules;
 mod setup;
 mod soak;
@@ -66,6 +68,9 @@ enum Verb {
     /// Compares for a long time; see `soak twin`
     #[command(subcommand)]
     Soak(soak::Soak),
+    /// Runs a real cluster on this machine, with upstream's tests; see `cluster up`, `cluster e2e` and `cluster down`
+    #[command(subcommand)]
+    Cluster(cluster::Cluster),
     /// Looks for objects that break a promise, by LLVM's libFuzzer; a minute unless told otherwise
     ///
     /// What it finds is printed as text, with the command that plays it again.
@@ -101,6 +106,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Verify(verify) => verify.run(),
         Verb::Mutants(mutants) => mutants.run(),
         Verb::Soak(soak) => soak.run(),
+        Verb::Cluster(cluster) => cluster.run(),
         Verb::Fuzz(fuzz) => fuzz.run(),
         Verb::Bench(bench) => bench.run(),
     }

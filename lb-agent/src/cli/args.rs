@@ -30,7 +30,7 @@ pub enum Tool {
     /// Detach the programs and remove every map: undo what `run` has done to this node.
     ///
     /// Refuses while an agent is running. Connections that exist go on.
-    Cleanup(LookArgs),
+    Cleanup(CleanupArgs),
 }
 
 /// `lb-agent service`
@@ -89,6 +89,19 @@ pub struct LookArgs {
     /// How to print.
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// `lb-agent cleanup`
+#[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// Remove what a kube-proxy has left in the kernel instead: its chains of iptables, tables of nftables, ip sets and interface, and
+    /// nothing else. An agent may be running. Open connections go on, unless nothing else on this node translates addresses by nftables or
+    /// iptables: the kernel stops then. The command warns of that before it removes anything, and lb-agent status does.
+    #[arg(long)]
+    pub kube_proxy: bool,
+    /// Where to look.
+    #[command(flatten)]
+    pub look: LookArgs,
 }
 
 /// `lb-agent service show`

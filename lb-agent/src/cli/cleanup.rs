@@ -7,11 +7,12 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use nix::net::if_::if_nameindex;
 use serde::Serialize;
 
 use super::{LookArgs, print, table::section};
 use crate::{
-    datapath::PROGRAMS,
+    datapath::{PROGRAMS, tc},
     maps::pin::{PinDir, PinError, check_bpffs, links_dir, maps_dir},
     observe::server,
 };
@@ -24,6 +25,8 @@ const PREFIX: &str = "lb_";
 struct Done {
     /// Links: their programs are detached.
     detached: Vec<PathBuf>,
+    /// Filters of devices: their programs are detached.
+    filters: Vec<String>,
     /// Maps, folders and the socket of an agent that is gone.
     removed: Vec<PathBuf>,
     /// What is not lb-agent's.
@@ -45,6 +48,7 @@ pub(super) fn run(look: &LookArgs) -> anyhow::Result<()> {
         };
         done.pins(dir)?;
     }
+    done.filters();
     done.socket(&look.socket.socket);
     done.remaining = below(dir);
     print(&look.output, &done, |done| done.render(dir))
@@ -85,6 +89,16 @@ impl Done {
         Ok(())
     }
 
+    /// The programs of devices where the kernel has no links for them.
+    fn filters(&mut self) {
+        let names: Vec<String> = if_nameindex()
+            .map(|devices| {
+                devices.iter().map(|device| device.name().to_string_lossy().into_owned()).collect()
+            })
+            .unwrap_or_default();
+        self.filters = tc::remove_filters(names.iter().map(String::as_str));
+    }
+
     /// The socket of an agent that has crashed. What is not such a socket is none of our business.
     fn socket(&mut self, socket: &Path) {
         if matches!(server::remove_stale(socket), Ok(true)) {
@@ -93,7 +107,7 @@ impl Done {
     }
 
     fn render(&self, dir: &Path) -> String {
-        let nothing = self.detached.is_empty() && self.removed.is_empty();
+        let nothing = self.detached.is_empty() && self.filters.is_empty() && self.removed.is_empty();
         let nothing =
             nothing.then(|| format!("nothing to remove: no lb-agent has left anything in {}", dir.display()));
         let paths =
@@ -101,6 +115,7 @@ impl Done {
         let sections = [
             nothing,
             section("detached", &paths(&self.detached)),
+            section("filters taken off", &self.filters),
             section("removed", &paths(&self.removed)),
             section("remaining, not made by lb-agent", &paths(&self.remaining)),
         ];

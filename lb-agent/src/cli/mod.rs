@@ -14,6 +14,7 @@ mod cgroup;
 mod cleanup;
 mod exemptions;
 mod heal;
+mod kube_proxy;
 mod namespaces;
 mod netns;
 mod pinned;
@@ -30,8 +31,8 @@ use serde::Serialize;
 use crate::datapath::host;
 
 pub use args::{
-    BackendCommand, ExemptArgs, HealArgs, IncludeArgs, LookArgs, NetnsCommand, NetnsListArgs, Output,
-    OutputArgs, ServiceCommand, ShowArgs, Tool,
+    BackendCommand, CleanupArgs, ExemptArgs, HealArgs, IncludeArgs, LookArgs, NetnsCommand, NetnsListArgs,
+    Output, OutputArgs, ServiceCommand, ShowArgs, Tool,
 };
 
 /// Runs a command.
@@ -49,7 +50,8 @@ pub fn run(tool: &Tool) -> anyhow::Result<()> {
         Tool::Netns(NetnsCommand::Include(args)) => netns::include(args),
         Tool::Netns(NetnsCommand::List(args)) => netns::list(args),
         Tool::HealSockets(args) => heal::run(args),
-        Tool::Cleanup(args) => cleanup::run(args),
+        Tool::Cleanup(args) if args.kube_proxy => kube_proxy::run(&args.look.output),
+        Tool::Cleanup(args) => cleanup::run(&args.look),
     }
 }
 

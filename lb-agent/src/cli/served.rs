@@ -17,7 +17,8 @@ use serde::Serialize;
 use super::pinned::Pinned;
 use crate::{
     maps::{Array, Table as _, read},
-    reconcile::draining_slots,
+    model::Algorithm,
+    reconcile::{draining_slots, slots_of},
 };
 
 /// A run may be replaced while it is read; a service that changes faster than so many readings is shown as read last.
@@ -86,14 +87,16 @@ pub(super) struct PortRow {
     pub(super) label: Option<PortLabel>,
     /// Where traffic is accepted.
     pub(super) frontends: Vec<FrontendRow>,
-    /// Length of the cluster run.
+    /// How many backends the cluster run has.
     pub(super) cluster: u16,
-    /// Length of the local run; an unused run repeats the other one.
+    /// How many the local run has; an unused run repeats the other one.
     pub(super) local: u16,
     /// Which run ClusterIP clients use.
     pub(super) internal: Which,
     /// Seconds; 0 means none.
     pub(super) affinity_s: u32,
+    /// `random`, `maglev` or `round-robin`.
+    pub(super) algorithm: &'static str,
 }
 
 /// An address that accepts traffic.
@@ -109,7 +112,7 @@ pub(super) struct FrontendRow {
     pub(super) kind: String,
     /// Which run serves clients on this node.
     pub(super) run: Which,
-    /// Length of that run; 0 refuses, unless `elsewhere`.
+    /// How many backends that run has; 0 refuses, unless `elsewhere`.
     pub(super) backends: u16,
     /// Nobody serves here, and some do on other nodes: connections get no answer.
     pub(super) elsewhere: bool,
@@ -178,7 +181,7 @@ impl Served {
                     protocol: key.proto.to_string(),
                     kind: kind.map_or_else(|| format!("kind {}", value.kind), |kind| kind.name().to_owned()),
                     run,
-                    backends: used.count,
+                    backends: self.count(&service, run),
                     elsewhere: used.is_elsewhere(),
                     restricted: !may_use(value.kind, service.flags, false),
                 }
@@ -188,11 +191,22 @@ impl Served {
             id,
             label,
             frontends,
-            cluster: service.cluster.count,
-            local: service.local.count,
+            cluster: self.count(&service, Which::Cluster),
+            local: self.count(&service, Which::Local),
             internal,
             affinity_s: service.affinity_s,
+            algorithm: algorithm(service.flags).word(),
         }
+    }
+
+    /// How many backends a run has: of a Maglev table each has many slots.
+    fn count(&self, service: &Service, which: Which) -> u16 {
+        let run = run_of(service, which);
+        if !service.flags.has(ServiceFlags::MAGLEV) {
+            return run.count;
+        }
+        let backends: BTreeSet<u32> = slots_of(&*self.slots, run).map(|slot| slot.backend.index).collect();
+        u16::try_from(backends.len()).unwrap_or(u16::MAX)
     }
 
     /// The backends in the runs of a service port, by address.
@@ -266,6 +280,17 @@ impl Served {
     pub(super) fn backends_in_use(&self) -> u64 {
         let states = (0..self.backends.entries(1)).map(|id| read::<1, Backend>(&*self.backends, id).state);
         states.filter(|state| *state != BackendState::Free as u8).count() as u64
+    }
+}
+
+/// What the bits of a service say.
+const fn algorithm(flags: ServiceFlags) -> Algorithm {
+    if flags.has(ServiceFlags::MAGLEV) {
+        Algorithm::Maglev
+    } else if flags.has(ServiceFlags::ROUND_ROBIN) {
+        Algorithm::RoundRobin
+    } else {
+        Algorithm::Random
     }
 }
 
@@ -440,6 +465,22 @@ mod tests {
         let run = Run { base: 8, count: 2, generation: 1 };
         store(&mut *served.services, 3, &Service { cluster: run, local: run, ..Service::FREE });
         assert_eq!(served.slots_in_runs(), 2);
+    }
+
+    /// 5.9-maglev: slots are no backends.
+    #[test]
+    fn the_backends_of_a_maglev_table_are_counted_once() {
+        let mut served = served();
+        let service: Service = read(&*served.services, 3);
+        let cluster = Run { count: 6, ..service.cluster };
+        store(&mut *served.services, 3, &Service { cluster, flags: ServiceFlags::MAGLEV, ..service });
+        for index in 8..14 {
+            store(&mut *served.slots, index, &slot(1, 4 + u32::try_from(index % 2).unwrap(), 1));
+        }
+        let ports = served.ports(&Names::new());
+        assert_eq!((ports[0].cluster, ports[0].local, ports[0].algorithm), (2, 1, "maglev"));
+        assert!(ports[0].frontends.iter().all(|row| row.backends == 2));
+        assert_eq!(ports[1].algorithm, "random");
     }
 
     #[test]

@@ -82,6 +82,7 @@ fn render(Detail { port, backends: rows, receipt }: &Detail) -> String {
     facts.fact("internal policy", port.internal.name());
     let affinity = if port.affinity_s == 0 { "none".to_owned() } else { format!("{} s", port.affinity_s) };
     facts.fact("affinity", affinity);
+    facts.fact("algorithm", port.algorithm);
     if let Some(receipt) = receipt {
         facts.fact("programmed", programmed(receipt));
     }
@@ -229,6 +230,7 @@ mod tests {
             local: 2,
             internal: Which::Cluster,
             affinity_s: 0,
+            algorithm: "random",
         }
     }
 
@@ -337,6 +339,7 @@ port             http
 id               1
 internal policy  cluster
 affinity         none
+algorithm        random
 programmed       2026-01-02T03:04:05.254Z, 4 ms after it was received, 254 ms after the change
 
 FRONTEND         KIND       BACKENDS

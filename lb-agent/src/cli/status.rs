@@ -14,7 +14,7 @@ use super::{
     table::{Table, section},
 };
 use crate::{
-    config::{NOT_YET, socket_lb_words},
+    config::socket_lb_words,
     datapath::{PROGRAMS, host},
     maps::{Array as _, Table as _, read},
     observe::Status,
@@ -175,19 +175,28 @@ fn render(overview: &Overview) -> String {
     if !overview.maps.is_empty() {
         parts.extend([map_table(&overview.maps), reason_table(&overview.reasons)]);
     }
-    if let Some(Status { report, problems, .. }) = &overview.agent {
+    if let Some(Status { report, problems, kube_proxy, .. }) = &overview.agent {
         let left_alone: Vec<String> = report
             .left_alone
             .iter()
             .map(|left| format!("{}  {}  {}", left.service, left.address, left.interface))
             .collect();
+        let others: Vec<String> = report.other_programs.iter().map(ToString::to_string).collect();
+        let leftovers: Vec<String> = kube_proxy.leftovers.iter().map(ToString::to_string).collect();
         let sections = [
             section("manifests that cannot be used", problems),
             section("fields that cannot be used", &report.notices),
             section("frontends that another Service owns", &report.contested),
             section("service ports that are not programmed", &report.left_out),
+            section("programs of others at these devices", &others),
             section("cluster IPs on an interface of this node, left alone", &left_alone),
             section("node port addresses that serve nothing", &report.idle_node_port_addresses),
+            section(
+                "left by a kube-proxy, whose rules packets meet first: see `lb-agent cleanup --kube-proxy`",
+                &leftovers,
+            ),
+            section("before `lb-agent cleanup --kube-proxy`", &kube_proxy.warnings),
+            section("not looked at for what a kube-proxy may have left", &kube_proxy.unseen),
         ];
         parts.extend(sections.into_iter().flatten());
     }
@@ -216,7 +225,22 @@ fn agent_facts(overview: &Overview, facts: &mut Table) {
     let addresses: Vec<String> = report.node_port_addresses.iter().map(ToString::to_string).collect();
     facts.fact("node ports on", none_or(&addresses));
     facts.fact("service ranges", none_or(&report.service_cidrs));
-    facts.fact("pods", format!("{} ({NOT_YET})", report.packets));
+    facts.fact("pods", report.packets.clone());
+    let devices: Vec<String> = report
+        .devices
+        .iter()
+        .map(|device| {
+            let xdp = device.xdp.as_ref().map_or_else(String::new, |xdp| format!(", XDP: {xdp}"));
+            format!("{} ({}, {}{xdp})", device.name, device.role, device.mode)
+        })
+        .collect();
+    facts.fact("packets served at", none_or(&devices));
+    if report.put_back > 0 {
+        facts.fact("programs put back", format!("{} times, see the log", report.put_back));
+    }
+    if !report.unserved_devices.is_empty() {
+        facts.fact("packets not served at", report.unserved_devices.join("; "));
+    }
 }
 
 fn node_facts(overview: &Overview, facts: &mut Table) {

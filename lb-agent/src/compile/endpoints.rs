@@ -130,7 +130,7 @@ impl Candidate {
     }
 
     const fn target(&self) -> Target {
-        Target { at: self.at, terminating: self.is_unready }
+        Target { at: self.at, terminating: self.is_unready, here: self.is_local() }
     }
 }
 

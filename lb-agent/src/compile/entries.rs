@@ -2,7 +2,10 @@
 
 use core::net::SocketAddr;
 
-use crate::model::{Family, Name, Protocol, ServiceName};
+use ipnet::IpNet;
+
+use super::maglev;
+use crate::model::{Algorithm, Family, Name, Protocol, ServiceName};
 
 /// Identity of a service port in one family (SEL-8): renumbering a port is an update, renaming it is delete + add.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -49,6 +52,8 @@ pub struct Target {
     pub at: SocketAddr,
     /// Serving while terminating: it is in a set only because nothing else is (TE-2).
     pub terminating: bool,
+    /// It is on this node: what it sends passes here.
+    pub here: bool,
 }
 
 /// Which set serves which frontends, and what an empty one means.
@@ -83,6 +88,25 @@ pub struct PortEntries {
     pub draining: Vec<SocketAddr>,
     /// Which frontends use which set.
     pub policies: Policies,
+    /// The source ranges of this family if `policies.restricted`: sorted, without duplicates.
+    pub ranges: Vec<IpNet>,
     /// `ClientIP` affinity: seconds, 1..=86400; 0 means none.
     pub affinity_s: u32,
+    /// How a backend is chosen.
+    pub algorithm: Algorithm,
+}
+
+impl PortEntries {
+    /// Which of `targets`, one of the sets of this port, each slot of their run has; nothing if each has one slot, in their order.
+    pub fn table(&self, targets: &[Target]) -> Option<Vec<u16>> {
+        (self.algorithm == Algorithm::Maglev).then(|| maglev::table(targets))
+    }
+
+    /// How many slots their run has.
+    pub fn run_length(&self, targets: &[Target]) -> usize {
+        match self.algorithm {
+            Algorithm::Maglev => maglev::size(targets.len()),
+            Algorithm::Random | Algorithm::RoundRobin => targets.len(),
+        }
+    }
 }

@@ -2,6 +2,8 @@
 
 use core::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
+
 use crate::model::{Family, Fault, NodeContext, Notice, Reason, Service, ServicePort};
 
 use super::{Frontend, FrontendKind};
@@ -17,6 +19,8 @@ pub(super) struct Addresses {
     pub(super) restricted: bool,
     /// See [`Policies::host_allowed`](super::Policies::host_allowed).
     pub(super) host_allowed: bool,
+    /// See [`PortEntries::ranges`](super::PortEntries::ranges).
+    pub(super) ranges: Vec<IpNet>,
 }
 
 impl Addresses {
@@ -54,12 +58,18 @@ impl Addresses {
         let has_external = external().next().is_some() || balanced().next().is_some();
 
         // Ranges of the other family alone mean no filter for this one (SR-2).
-        let mut ranges =
-            service.source_ranges.iter().filter(|range| Family::of(&range.addr()) == family).peekable();
-        let restricted = ranges.peek().is_some() && balanced().next().is_some();
+        let in_ranges = |range: &&IpNet| Family::of(&range.addr()) == family;
+        let mut ranges: Vec<IpNet> =
+            service.source_ranges.iter().filter(in_ranges).map(IpNet::trunc).collect();
+        if balanced().next().is_none() {
+            ranges.clear();
+        }
+        ranges.sort_unstable();
+        ranges.dedup();
+        let restricted = !ranges.is_empty();
         let own = node.primary(family);
-        let host_allowed = restricted && own.is_some_and(|own| ranges.any(|range| range.contains(&own)));
-        Some(Self { family, served, has_external, restricted, host_allowed })
+        let host_allowed = own.is_some_and(|own| ranges.iter().any(|range| range.contains(&own)));
+        Some(Self { family, served, has_external, restricted, host_allowed, ranges })
     }
 
     /// What becomes of the cluster IP's other ports: once for the whole Service.

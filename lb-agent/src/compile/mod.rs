@@ -9,6 +9,7 @@
 //!     | endpoints.rs   who may serve them
 //!     v
 //! [PortEntries]        host byte order, sorted, without ids
+//!     | maglev.rs      which of them each slot of a run has, for those who want that
 //! ```
 //!
 //! One Service is the unit of change, of blame and of test. A Service without usable endpoints is a value (frontends
@@ -20,6 +21,9 @@
 mod endpoints;
 mod entries;
 mod frontends;
+pub mod maglev;
+#[cfg(test)]
+mod maglev_tests;
 #[cfg(test)]
 mod own_address_tests;
 #[cfg(test)]
@@ -86,7 +90,9 @@ pub fn compile<'a>(
                         restricted: addresses.restricted,
                         host_allowed: addresses.host_allowed,
                     },
+                    ranges: addresses.ranges.clone(),
                     affinity_s: service.affinity_s,
+                    algorithm: service.algorithm.unwrap_or_default(),
                 }
             }));
             // That of the smallest key, so that the order of ports in the object does not matter.
@@ -113,8 +119,9 @@ fn insert(port: &mut PortEntries, frontend: Option<Frontend>) {
     }
 }
 
-/// Endpoints of one port that can serve in one family: the length of a run has 16 bits.
-pub const MOST_TARGETS: usize = u16::MAX as usize;
+/// Endpoints of one port that can serve in one family: the length of a run has 16 bits, and all of them have a slot of the longest
+/// [`maglev`] table too.
+pub const MOST_TARGETS: usize = maglev::LONGEST as usize;
 
 /// Cuts sets that are longer than a run can be, and says so.
 fn cut(sets: [&mut Vec<Target>; 2], port: &ServicePort, family: Family) -> Option<Fault> {

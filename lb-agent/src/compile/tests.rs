@@ -331,7 +331,8 @@ fn who_serves_and_is_in_no_set_drains(
     let compiled = compile(&service, [&given].into_iter(), &node("a"));
     let port = &compiled.ports[0];
     assert_eq!(words(if flags == "iL" { &port.local } else { &port.cluster }), chosen);
-    let drains: Vec<Target> = port.draining.iter().map(|at| Target { at: *at, terminating: false }).collect();
+    let drains: Vec<Target> =
+        port.draining.iter().map(|at| Target { at: *at, terminating: false, here: false }).collect();
     assert_eq!(words(&drains), draining);
 }
 
@@ -524,7 +525,7 @@ fn endpoints_beyond_the_longest_run_do_not_serve_and_that_is_said() {
     assert_eq!(compiled.ports[0].cluster.len(), MOST_TARGETS);
     let said: Vec<String> = compiled.notices.iter().map(ToString::to_string).collect();
     let [said] = said.as_slice() else { panic!("{said:?}") };
-    assert!(said.contains("3 of its IPv4 endpoints do not serve"), "{said}");
+    assert!(said.contains("17 of its IPv4 endpoints do not serve, a port has room for 65521"), "{said}");
 }
 
 /// ES-9.

@@ -3,15 +3,11 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    Command, NOT_YET, Parsed,
+    Command, Parsed,
     file::fields::{FIELDS, Field, Kind, Meaning, Mode, VERBOSITY},
     log_level,
     parse::Origin,
 };
-
-/// Flags whose values only packets will use.
-pub(super) const OF_PACKETS: [&str; 5] =
-    ["cluster-cidr", "detect-local-mode", "masquerade-all", "pod-bridge-interface", "pod-interface-prefix"];
 
 impl Parsed {
     /// Every flag of `run` as a comment with where it comes from, then the same as a `KubeProxyConfiguration`, as far
@@ -21,15 +17,13 @@ impl Parsed {
         let mut text = format!("# lb-agent {}: what is in force\n", env!("CARGO_PKG_VERSION"));
         let width = values.iter().map(|(flag, value, _)| flag.len() + value.len()).max().unwrap_or(0).min(60);
         for (flag, value, origin) in &values {
-            let note =
-                if OF_PACKETS.contains(&flag.as_str()) { format!("; {NOT_YET}") } else { String::new() };
             let pad = width.saturating_sub(flag.len() + value.len());
-            line(&mut text, format_args!("#   --{flag}={value}{:pad$}  {}{note}", "", origin.name()));
+            line(&mut text, format_args!("#   --{flag}={value}{:pad$}  {}", "", origin.name()));
         }
         if let Command::Run(run) = &self.cli.command
             && let Ok(options) = run.packets.options()
         {
-            line(&mut text, format_args!("# {options}: {NOT_YET}"));
+            line(&mut text, format_args!("# {options}"));
         }
         for ignored in &self.ignored {
             line(&mut text, format_args!("# not used: {}: {}: {}", ignored.path, ignored.value, ignored.why));
@@ -103,6 +97,6 @@ fn written_as(field: &Field, value: &str) -> String {
         }
         Kind::Bool | Kind::Number => value.to_owned(),
         Kind::Texts => format!("[{}]", value.split(',').map(quoted).collect::<Vec<_>>().join(", ")),
-        Kind::Text | Kind::Duration | Kind::Map => quoted(value),
+        Kind::Text | Kind::Duration | Kind::DurationOrZero | Kind::Map => quoted(value),
     }
 }

@@ -9,6 +9,7 @@
 //! reference.rs  docs/configuration.md
 //! ```
 
+mod conntrack;
 mod duration;
 mod effective;
 mod families;
@@ -27,15 +28,16 @@ use anyhow::bail;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lb_common::abi::{SocketLb, maps};
 
-use crate::cli::Tool;
+use crate::{cli::Tool, model::Algorithm};
 
+pub use conntrack::ConntrackArgs;
 pub use duration::{GoDuration, NotADuration};
 pub use families::{ListError, PerFamily, Ranges};
 pub use log_level::LogFilter;
 pub use node_ports::{NodePortAddresses, NodePortAddressesError, NodePortsOn};
 pub use packets::{
-    DetectLocal, DetectLocalMode, InterfaceName, ModeNeeds, NOT_YET, NotAnInterface, PacketArgs,
-    PacketOptions,
+    DetectLocal, DetectLocalMode, DeviceOptions, DevicePattern, Devices, InterfaceName, ModeNeeds,
+    NotAnInterface, NotDevices, PacketArgs, PacketOptions, XdpOption,
 };
 pub use parse::{ParseError, Parsed, parse};
 pub use socket_lb::{SocketLbChoice, UnknownChoice, socket_lb_words};
@@ -166,6 +168,15 @@ pub struct MapArgs {
         value_parser = clap::value_parser!(u32).range(1..=1 << 24), value_name = "ENTRIES"
     )]
     pub map_max_affinity: u32,
+    /// How many flows of packets that have proved both directions are remembered at least, for each family that this node has: nothing
+    /// that comes later evicts them. A quarter as many that have not proved both are remembered beside them. Maps that are in use
+    /// keep their size: another number takes effect after `lb-agent cleanup` or a reboot. The default is the least that kube-proxy gives
+    /// connection tracking (--conntrack-min).
+    #[arg(
+        long, env = "LB_MAP_MAX_FLOWS", default_value_t = 131_072,
+        value_parser = clap::value_parser!(u32).range(2..=1 << 24), value_name = "FLOWS"
+    )]
+    pub map_max_flows: u32,
 }
 
 /// When something is written.
@@ -246,6 +257,13 @@ pub struct RunArgs {
     /// Which sockets are load-balanced: any of tcp, udp, tcp:host, tcp:pods, udp:host, udp:pods, all, none.
     #[arg(long, env = "LB_SOCKET_LB", default_value = "all", value_delimiter = ',', value_name = "WHICH")]
     pub socket_lb: Vec<SocketLbChoice>,
+    /// How backends are chosen for Services without the annotation lb.io/algorithm: random, maglev, round-robin.
+    ///
+    /// maglev leads packets with the same ends to the same backend on every node, also after other endpoints have come or gone, but
+    /// for few. It takes 32 KiB for each Service port and family, 512 KiB from 11 endpoints on, 2 MiB from 164 on. Sockets choose at
+    /// random then. round-robin counts on each CPU for itself. Session affinity comes first.
+    #[arg(long, env = "LB_ALGORITHM", default_value = "random", value_name = "WHICH")]
+    pub algorithm: Algorithm,
     /// How sockets learn that a Service has no endpoints.
     #[arg(long, env = "LB_REFUSE_BY", value_enum, default_value_t = RefuseBy::Auto, value_name = "HOW")]
     pub refuse_by: RefuseBy,
@@ -279,6 +297,9 @@ pub struct RunArgs {
     /// What only packets need.
     #[command(flatten)]
     pub packets: PacketArgs,
+    /// What the kernel's own connection tracking is told.
+    #[command(flatten)]
+    pub conntrack: ConntrackArgs,
     /// Where the pins are.
     #[command(flatten)]
     pub pins: PinArgs,
@@ -355,6 +376,15 @@ mod tests {
         assert!(error.contains("tcp:host"), "the error lists the words: {error}");
     }
 
+    /// 5.9-annotation.
+    #[test]
+    fn the_default_algorithm_is_a_word() {
+        assert_eq!(run(&[]).unwrap().algorithm, Algorithm::Random);
+        assert_eq!(run(&["--algorithm", "round-robin"]).unwrap().algorithm, Algorithm::RoundRobin);
+        let error = run(&["--algorithm", "rr"]).unwrap_err().to_string();
+        assert!(error.contains("expected one of random, maglev, round-robin"), "{error}");
+    }
+
     #[test]
     fn what_contradicts_itself_is_refused() {
         let check = |args: &[&str]| run(args).unwrap().check().map_err(|error| error.to_string());
@@ -402,6 +432,10 @@ mod tests {
         assert_eq!(
             options(&["--cluster-cidr", "10.42.0.0/16,fd00:42::/56", "--masquerade-all"]),
             "pods have addresses in 10.42.0.0/16,fd00:42::/56, everything is masqueraded"
+        );
+        assert_eq!(
+            options(&["--drop-unallocated", "false"]),
+            "nobody is known to be a pod, cluster IPs that no Service has are left alone"
         );
         for (mode, flag, said) in [
             ("NodeCIDR", None, "pods have addresses in the pod ranges of the own Node"),

@@ -6,8 +6,7 @@ use std::{env, fs, path::Path};
 use clap::{Arg, Command, CommandFactory as _};
 
 use super::{
-    Cli, NOT_YET,
-    effective::OF_PACKETS,
+    Cli,
     file::fields::{FIELDS, Kind, Meaning, Mode, VERBOSITY},
 };
 
@@ -49,7 +48,7 @@ Its other flags are fields of the file above, under the names of the API.
 |---|---|
 | `--config` | `--config` |
 | `--write-config-to` | `--print-config` |
-| `--cleanup` | `lb-agent cleanup` removes what lb-agent made. Not yet in this version: `lb-agent cleanup --kube-proxy`, which removes what a kube-proxy left in iptables, nftables and IPVS; it comes with the packet path, which such leftovers would shadow |
+| `--cleanup` | `lb-agent cleanup` removes what lb-agent made; `lb-agent cleanup --kube-proxy` what a kube-proxy left in iptables, nftables, ip sets and of its interface, and nothing of others. Virtual servers of IPVS are named and stay |
 | `--init-only` | not yet in this version: `lb-agent init`, which loads and attaches with all rights so that the agent itself runs with fewer; it comes with the installation in a cluster |
 | `--proxy-mode` | nothing: there is one mode, of which `--socket-lb` switches off parts. Not yet in this version: `--nodeport-path`, by which hook packets of clients outside the node are translated; it comes with the packet path |
 | `--master` | `--api-server` |
@@ -101,7 +100,6 @@ fn flag_row(arg: &Arg) -> String {
     if !choices.is_empty() && !arg.is_hide_possible_values_set() && choices != ["`true`", "`false`"] {
         write!(help, " One of {}.", choices.join(", ")).unwrap();
     }
-    assert_eq!(OF_PACKETS.contains(&flag), help.to_lowercase().contains(NOT_YET), "{flag}: {help}");
     format!("| `--{flag}` | {variable} | {default} | {} |", help.replace('|', "\\|"))
 }
 
@@ -110,7 +108,7 @@ const fn holds(kind: Kind) -> &'static str {
         Kind::Text => "text",
         Kind::Bool => "true, false",
         Kind::Number => "number",
-        Kind::Duration => "duration",
+        Kind::Duration | Kind::DurationOrZero => "duration",
         Kind::Texts => "list",
         Kind::Map => "map",
     }
@@ -142,7 +140,7 @@ fn the_reference_page_is_up_to_date() {
 #[test]
 fn what_kube_proxy_has_and_this_agent_does_not_yet_have_is_named() {
     let page = page();
-    for flag in ["`--init-only`", "`lb-agent init`", "`lb-agent cleanup --kube-proxy`", "`--nodeport-path`"] {
+    for flag in ["`--init-only`", "`lb-agent init`", "`--nodeport-path`"] {
         let row = page.lines().find(|line| line.starts_with('|') && line.contains(flag));
         assert!(
             row.is_some_and(|row| row.to_lowercase().contains("not yet in this version")),

@@ -123,15 +123,23 @@ fn missing_capabilities(status: &str, is_root: bool) -> Vec<&'static str> {
 /// [`HostError::NoCgroup2`], [`HostError::NotCgroup2`], [`HostError::NotRoot`].
 pub fn cgroup(named: Option<&Path>) -> Result<PathBuf, HostError> {
     if let Some(path) = named {
-        let is_cgroup2 = statfs(path).is_ok_and(|kind| kind.filesystem_type() == CGROUP2_SUPER_MAGIC);
-        return if is_cgroup2 {
+        return if is_cgroup2(path) {
             Ok(path.to_owned())
         } else {
             Err(HostError::NotCgroup2 { path: path.to_owned() })
         };
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    root_of(&cgroup2_mounts(&mounts).collect::<Vec<_>>())
+    root_of(&visible(cgroup2_mounts(&mounts)))
+}
+
+fn is_cgroup2(path: &Path) -> bool {
+    statfs(path).is_ok_and(|kind| kind.filesystem_type() == CGROUP2_SUPER_MAGIC)
+}
+
+/// Without those that a later mount hides, which the kernel goes on listing: the path leads elsewhere, or nowhere.
+fn visible(mounts: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
+    mounts.filter(|path| is_cgroup2(path)).collect()
 }
 
 /// The root of cgroup2 among its mounts. A container has a mount of its own whose root is its own cgroup: programs that are
@@ -203,6 +211,13 @@ mod tests {
         let found: Vec<PathBuf> = cgroup2_mounts(mounts).collect();
         assert_eq!(found, [PathBuf::from("/sys/fs/cgroup/unified")]);
         assert_eq!(cgroup2_mounts("22 1 0:20 / / rw - ext4 /dev/vda rw\n").count(), 0);
+    }
+
+    #[test]
+    fn a_mount_that_another_one_hides_is_none() {
+        let hiding = tempfile::tempdir().unwrap();
+        let mounts = [hiding.path().to_owned(), hiding.path().join("gone")];
+        assert!(visible(mounts.into_iter()).is_empty());
     }
 
     /// 2.25-cgroup-root: inside a container the first mount is the container's own cgroup, and the host's may be mounted beside it.

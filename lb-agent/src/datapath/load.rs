@@ -10,7 +10,7 @@
 use aya::{
     Ebpf, EbpfError, EbpfLoader, Pod,
     maps::{Map, MapData},
-    programs::{CgroupSockAddr, ProgramError, ProgramType},
+    programs::{CgroupSockAddr, ProgramError, ProgramType, SchedClassifier},
     sys::{BpfHelper, is_helper_supported},
 };
 use core::fmt::Debug;
@@ -21,11 +21,11 @@ use std::{
 };
 
 use lb_common::abi::{
-    Addr, Address, Affinity, AffinityKey, Backend, BackendState, Config, Frontend, FrontendKey, Netns,
-    Service, Words as _, maps as names, split32,
+    Addr, Address, Affinity, AffinityKey, Backend, BackendState, Config, Device, Frontend, FrontendKey,
+    Netns, RangePrefix, Service, Words as _, maps as names, split32,
 };
 
-use super::{OBJECT, PROGRAMS, Program, host::HostError};
+use super::{DEVICE_PROGRAMS, OBJECT, PROGRAMS, Program, host::HostError};
 use crate::{
     config::RefuseBy,
     maps::{
@@ -81,6 +81,8 @@ pub struct Switches {
     pub has_set_retval: bool,
     /// `LB_HAS_MPTCP`
     pub has_mptcp: bool,
+    /// `LB_HAS_COARSE_CLOCK`
+    pub has_coarse_clock: bool,
 }
 
 impl Switches {
@@ -100,7 +102,9 @@ impl Switches {
         let has_mptcp = Path::new("/proc/sys/net/mptcp").exists()
             && is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_skc_to_mptcp_sock)
                 .unwrap_or(false);
-        Ok(Self { host_netns, has_set_retval, has_mptcp })
+        let clock = BpfHelper::BPF_FUNC_ktime_get_coarse_ns;
+        let has_coarse_clock = is_helper_supported(ProgramType::SchedClassifier, clock).unwrap_or(false);
+        Ok(Self { host_netns, has_set_retval, has_mptcp, has_coarse_clock })
     }
 }
 
@@ -113,9 +117,22 @@ fn wanted(capacities: &Capacities, name: &str) -> Option<u32> {
         names::SLOTS => Some(capacities.slots),
         names::BACKENDS => Some(capacities.backends),
         names::AFFINITY => Some(with_reserves(capacities.affinity)),
+        names::SRC_RANGES => Some(capacities.ranges),
+        names::FLOWS4 => Some(capacities.flows4.saturating_mul(2)),
+        names::FLOWS6 => Some(capacities.flows6.saturating_mul(2)),
+        names::NEW4 => Some(new_flows(capacities.flows4)),
+        names::NEW6 => Some(new_flows(capacities.flows6)),
         _ => None,
     }
 }
+
+/// Entries for flows that have not proved both directions, by those that have: a quarter as many flows.
+fn new_flows(kept: u32) -> u32 {
+    if kept <= 1 { 1 } else { with_reserves(kept.div_ceil(2)) }
+}
+
+/// Datagrams whose pieces are on their way at once.
+const FRAGMENTS: u32 = 8192;
 
 /// Elements of an LRU map that each CPU may keep for itself, where no other one finds them (`LOCAL_FREE_TARGET` in
 /// kernel/bpf/bpf_lru_list.c).
@@ -166,6 +183,12 @@ pub fn load(
         let program: &mut CgroupSockAddr = program.try_into().map_err(failed)?;
         program.load().map_err(failed).map_err(without_btf)?;
     }
+    for name in if need.serves_packets() { &DEVICE_PROGRAMS[..] } else { &[] } {
+        let program = ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
+        let failed = |source| LoadError::Program { program: name, source: Box::new(source) };
+        let program: &mut SchedClassifier = program.try_into().map_err(failed)?;
+        program.load().map_err(failed).map_err(without_btf)?;
+    }
     let new: Vec<_> = staged
         .names
         .iter()
@@ -188,6 +211,11 @@ pub fn load(
     Ok(Loaded { ebpf, maps, capacities, flush_log, staged })
 }
 
+/// The flow tables.
+const FLOWS: [&str; 4] = [names::NEW4, names::NEW6, names::FLOWS4, names::FLOWS6];
+/// Entries of flow tables that nobody uses, at most.
+const UNUSED_FLOWS: u32 = 2;
+
 /// Which maps are created beside their pins, and the size of each.
 fn beside(dir: &PinDir, need: Capacities) -> Result<(Staged, Capacities), LoadError> {
     let mut capacities = need;
@@ -196,7 +224,9 @@ fn beside(dir: &PinDir, need: Capacities) -> Result<(Staged, Capacities), LoadEr
         let found = dir.found(spec)?;
         missing |= found.is_none() && DATA.contains(&spec.name);
         let (Some(found), Some(wanted)) = (found, wanted(&need, spec.name)) else { continue };
-        if found.max_entries() < wanted {
+        // Flows that are known are not put at risk for the room of more.
+        let is_in_use = FLOWS.contains(&spec.name) && found.max_entries() > UNUSED_FLOWS;
+        if found.max_entries() < wanted && !is_in_use {
             grown.push(spec.name);
         } else {
             set(&mut capacities, spec.name, found.max_entries());
@@ -295,6 +325,9 @@ fn set(capacities: &mut Capacities, name: &str, entries: u32) {
         names::SERVICES => capacities.services = entries,
         names::SLOTS => capacities.slots = entries,
         names::BACKENDS => capacities.backends = entries,
+        names::SRC_RANGES => capacities.ranges = entries,
+        names::FLOWS4 => capacities.flows4 = entries / 2,
+        names::FLOWS6 => capacities.flows6 = entries / 2,
         // What a larger one has is more than was asked for, and no map is made smaller.
         _ => {}
     }
@@ -307,11 +340,14 @@ fn open_object(
     capacities: &Capacities,
     beside: &[&str],
 ) -> Result<Ebpf, LoadError> {
-    let [has_set_retval, has_mptcp] = [switches.has_set_retval, switches.has_mptcp].map(u32::from);
+    let Switches { has_set_retval, has_mptcp, has_coarse_clock, .. } = switches;
+    let [has_set_retval, has_mptcp, has_coarse_clock] =
+        [has_set_retval, has_mptcp, has_coarse_clock].map(u32::from);
     let mut loader = EbpfLoader::new();
     loader.override_global("LB_HOST_NETNS", &switches.host_netns, true);
     loader.override_global("LB_HAS_SET_RETVAL", &has_set_retval, true);
     loader.override_global("LB_HAS_MPTCP", &has_mptcp, true);
+    loader.override_global("LB_HAS_COARSE_CLOCK", &has_coarse_clock, true);
     for spec in &SPECS {
         if let Some(entries) = wanted(capacities, spec.name) {
             loader.map_max_entries(spec.name, entries);
@@ -319,6 +355,10 @@ fn open_object(
         if !beside.contains(&spec.name) {
             loader.map_pin_path(spec.name, dir.map(spec.name));
         }
+    }
+    if capacities.serves_packets() {
+        // It is forgotten with the programs: a datagram's pieces come within a moment.
+        loader.map_max_entries(names::FRAGMENTS, with_reserves(FRAGMENTS));
     }
     loader.load(OBJECT).map_err(|error| LoadError::Object(Box::new(error)))
 }
@@ -330,6 +370,9 @@ fn copy(dir: &PinDir, name: &'static str, (new, random): (&MapData, u64)) -> Res
         names::FRONTENDS => copy_table::<FrontendKey, Frontend>(name, old, new),
         names::ADDRESSES => copy_table::<Addr, Address>(name, old, new),
         names::AFFINITY => copy_table::<AffinityKey, Affinity>(name, old, new),
+        names::SRC_RANGES => copy_table::<RangePrefix, u32>(name, old, new),
+        // Nobody has used them.
+        names::FLOWS4 | names::FLOWS6 | names::NEW4 | names::NEW6 => Ok(()),
         _ => copy_array(name, &old, (new, random)),
     }
 }
@@ -371,20 +414,27 @@ fn opening(map: &'static str, error: aya::maps::MapError) -> LoadError {
 
 /// The map behind aya's enumeration of kinds.
 fn data<'a>(map: &'a Map, name: &'static str) -> Result<&'a MapData, LoadError> {
+    inner(map).ok_or(LoadError::Missing(name))
+}
+
+/// The same, or nothing for kinds that this agent has no use for.
+pub(super) const fn inner(map: &Map) -> Option<&MapData> {
     match map {
-        Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) => Ok(data),
-        _ => Err(LoadError::Missing(name)),
+        Map::HashMap(data) | Map::LruHashMap(data) | Map::Array(data) | Map::LpmTrie(data) => Some(data),
+        _ => None,
     }
 }
 
 /// The maps that the reconciler writes.
 fn take_maps(ebpf: &mut Ebpf, on_grace: impl Fn() + Send + 'static) -> Result<Maps, LoadError> {
     let mut hash = |name: &'static str| match ebpf.take_map(name) {
-        Some(Map::HashMap(data)) => Ok(data),
+        Some(Map::HashMap(data) | Map::LpmTrie(data)) => Ok(data),
         _ => Err(LoadError::Missing(name)),
     };
     let frontends = KernelTable::<FrontendKey, Frontend>::new(names::FRONTENDS, hash(names::FRONTENDS)?)?;
     let addresses = KernelTable::<Addr, Address>::new(names::ADDRESSES, hash(names::ADDRESSES)?)?;
+    let devices = KernelTable::<u32, Device>::new(names::DEVICES, hash(names::DEVICES)?)?;
+    let ranges = KernelTable::<RangePrefix, u32>::new(names::SRC_RANGES, hash(names::SRC_RANGES)?)?;
     let array = |name: &'static str| -> Result<Box<dyn Array>, LoadError> {
         let map = data(ebpf.map(name).ok_or(LoadError::Missing(name))?, name)?;
         Ok(Box::new(KernelArray::new(name, map)?))
@@ -396,6 +446,9 @@ fn take_maps(ebpf: &mut Ebpf, on_grace: impl Fn() + Send + 'static) -> Result<Ma
         slots: array(names::SLOTS)?,
         backends: array(names::BACKENDS)?,
         config: array(names::CONFIG)?,
+        devices: Box::new(devices),
+        ranges: Box::new(ranges),
+        ports: array(names::PORTS)?,
         meta: array(names::META)?,
         grace: Box::new(KernelGrace::start(on_grace)?),
     })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as api;
 
-use crate::model::{Fault, Few, Reason, Service};
+use crate::model::{Algorithm, Fault, Few, Reason, Service};
 
 /// The Service or slice belongs to another service proxy; the value does not matter (SEL-1).
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
@@ -21,12 +21,14 @@ pub struct Interest {
     pub proxy_name: Box<str>,
     /// `--external-ips`: whether external IPs are served.
     pub external_ips: bool,
+    /// `--algorithm`: that of Services that name none.
+    pub algorithm: Algorithm,
 }
 
 impl Interest {
     /// Everything that a cluster's usual service proxy serves, on the node of that name.
     pub fn new(own_node: Arc<str>) -> Self {
-        Self { own_node, proxy_name: Box::default(), external_ips: true }
+        Self { own_node, proxy_name: Box::default(), external_ips: true, algorithm: Algorithm::Random }
     }
 
     /// Label selector for Services and `EndpointSlice`s. Because the server applies it, adding one of the labels looks
@@ -45,7 +47,7 @@ impl Interest {
         value(PROXY_NAME) == wanted && value(HEADLESS).is_none()
     }
 
-    /// Leaves out what is not served, and says so (LB-6).
+    /// Leaves out what is not served, and says so (LB-6); puts in what the Service leaves to its node.
     ///
     /// A Service whose external IPs are not served has none: SP-2 and SP-3 see it as it is then.
     pub(super) fn restrict(&self, mut service: Service) -> Service {
@@ -54,6 +56,7 @@ impl Interest {
             let fault = Fault::new("spec.externalIPs", Reason::ExternalIpsOff);
             service.faults = service.faults.iter().cloned().chain([fault]).collect();
         }
+        service.algorithm.get_or_insert(self.algorithm);
         service
     }
 }
@@ -122,7 +125,8 @@ mod tests {
             ..Service::new(ServiceName::new("ns", "web"))
         };
         let on = Interest::new("n1".into());
-        assert_eq!(on.restrict(service.clone()), service);
+        let random = |service: &Service| Service { algorithm: Some(Algorithm::Random), ..service.clone() };
+        assert_eq!(on.restrict(service.clone()), random(&service));
         let off = Interest { external_ips: false, ..on };
         let restricted = off.restrict(service);
         assert!(restricted.external_ips.is_empty());
@@ -131,6 +135,18 @@ mod tests {
         assert_eq!(faults.len(), 1);
         assert!(faults[0].starts_with("spec.externalIPs: external IPs are switched off"), "{faults:?}");
         let without = Service::new(ServiceName::new("ns", "web"));
-        assert_eq!(off.restrict(without.clone()), without);
+        assert_eq!(off.restrict(without.clone()), random(&without));
+    }
+
+    /// 5.9-annotation.
+    #[test]
+    fn a_service_that_names_no_algorithm_has_that_of_its_node() {
+        let interest = Interest { algorithm: Algorithm::Maglev, ..Interest::new("n1".into()) };
+        let chosen = |algorithm| {
+            let service = Service { algorithm, ..Service::new(ServiceName::new("ns", "web")) };
+            interest.restrict(service).algorithm
+        };
+        assert_eq!(chosen(None), Some(Algorithm::Maglev));
+        assert_eq!(chosen(Some(Algorithm::Random)), Some(Algorithm::Random));
     }
 }

@@ -10,7 +10,8 @@ use k8s_openapi::api::core::v1::{self as api, ServiceSpec};
 use super::fields::{self, Faults, shown};
 use super::{Refused, namespace};
 use crate::model::{
-    ClusterIps, Family, Few, Names, Protocol, Reason, Service, ServicePort, ServiceType, TrafficPolicy,
+    ALGORITHM, Algorithm, ClusterIps, Family, Few, Names, Protocol, Reason, Service, ServicePort,
+    ServiceType, TrafficPolicy,
 };
 
 /// The API server's default for `ClientIP` affinity (SP-9).
@@ -36,6 +37,7 @@ pub fn service(object: &api::Service, names: &mut Names) -> Result<Service, Refu
         service.load_balancer_ips = load_balancer_ips(object, &mut faults);
         service.source_ranges = source_ranges(spec, &mut faults);
         service.affinity_s = affinity_s(spec, &mut faults);
+        service.algorithm = algorithm(object, &mut faults);
         service.internal_policy =
             policy(spec.internal_traffic_policy.as_deref(), "spec.internalTrafficPolicy", &mut faults);
         service.external_policy =
@@ -230,6 +232,15 @@ fn affinity_s(spec: &ServiceSpec, faults: &mut Faults) -> u32 {
             0
         }
     }
+}
+
+fn algorithm(object: &api::Service, faults: &mut Faults) -> Option<Algorithm> {
+    let text = object.metadata.annotations.as_ref()?.get(ALGORITHM)?;
+    let known = text.parse().ok();
+    if known.is_none() {
+        faults.add(|| format!("metadata.annotations[{ALGORITHM}]"), Reason::UnknownAlgorithm(shown(text)));
+    }
+    known
 }
 
 fn policy(text: Option<&str>, field: &'static str, faults: &mut Faults) -> TrafficPolicy {

@@ -15,7 +15,8 @@ use super::{Refused, node, service, slice};
 use crate::compile::FrontendKind;
 use crate::compile::compile;
 use crate::model::{
-    Change, ClusterState, Event, Family, Names, Node, NodeContext, Service, ServiceType, Slice, TrafficPolicy,
+    Algorithm, Change, ClusterState, Event, Family, Names, Node, NodeContext, Service, ServiceType, Slice,
+    TrafficPolicy,
 };
 
 fn read_service(object: Value) -> Service {
@@ -37,6 +38,21 @@ fn spec(spec: &Value) -> Service {
 
 fn faults(service: &Service) -> Vec<String> {
     service.faults.iter().map(|fault| format!("{}: {}", fault.field, fault.reason)).collect()
+}
+
+/// SR-6.
+#[test]
+fn ranges_in_the_annotation_of_cloud_controllers_are_not_ours() {
+    let annotation = "service.beta.kubernetes.io/load-balancer-source-ranges";
+    let object = |ranges: &Value| {
+        json!({
+            "metadata": {"name": "web", "namespace": "ns", "annotations": {annotation: "198.51.100.0/24"}},
+            "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.1", "loadBalancerSourceRanges": ranges},
+        })
+    };
+    assert!(read_service(object(&json!([]))).source_ranges.is_empty());
+    let both = read_service(object(&json!(["203.0.113.0/24"])));
+    assert_eq!(both.source_ranges.iter().map(ToString::to_string).collect::<Vec<_>>(), ["203.0.113.0/24"]);
 }
 
 /// SP-1, LB-1.
@@ -514,4 +530,39 @@ fn ranges_of_a_service_cidr_that_are_none_are_named() {
         said.len() == 1 && said[0].starts_with("spec.cidrs[1]: \"fd00::/129\" is not an address range"),
         "{said:?}"
     );
+}
+
+/// 5.9-annotation.
+#[rstest]
+#[case::random("random", Some(Algorithm::Random), None)]
+#[case::maglev("maglev", Some(Algorithm::Maglev), None)]
+#[case::round_robin("round-robin", Some(Algorithm::RoundRobin), None)]
+#[case::unknown(
+    "Maglev",
+    None,
+    Some(
+        "\"Maglev\" is no algorithm, the default of this node is used; write random, maglev or round-robin"
+    )
+)]
+#[case::empty(
+    "",
+    None,
+    Some("\"\" is no algorithm, the default of this node is used; write random, maglev or round-robin")
+)]
+fn the_annotation_names_an_algorithm(
+    #[case] word: &str,
+    #[case] want: Option<Algorithm>,
+    #[case] fault: Option<&str>,
+) {
+    let object = json!({
+        "metadata": {"name": "web", "namespace": "ns", "annotations": {"lb.io/algorithm": word}},
+        "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
+    });
+    let read = service(&serde_json::from_value(object).unwrap(), &mut Names::default()).unwrap();
+    assert_eq!(read.algorithm, want);
+    let faults: Vec<String> =
+        read.faults.iter().map(|fault| format!("{}: {}", fault.field, fault.reason)).collect();
+    let wanted: Vec<String> =
+        fault.into_iter().map(|fault| format!("metadata.annotations[lb.io/algorithm]: {fault}")).collect();
+    assert_eq!(faults, wanted);
 }

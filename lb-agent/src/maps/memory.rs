@@ -10,7 +10,10 @@ use std::{
     },
 };
 
-use lb_common::abi::{Addr, Address, Backend, Config, Frontend, FrontendKey, Service, Slot, maps, meta};
+use lb_common::abi::{
+    Addr, Address, Backend, Config, Device, Frontend, FrontendKey, PortList, RangePrefix, Service, Slot,
+    maps, meta,
+};
 
 use super::{Array, Grace, MapError, Maps, Op, Table};
 
@@ -225,9 +228,20 @@ pub struct Capacities {
     pub backends: u32,
     /// `lb_affinity`: clients that are remembered at least
     pub affinity: u32,
+    /// `lb_src_ranges`
+    pub ranges: u32,
+    /// Flows of IPv4 that are kept whatever new ones come: `lb_flows4` has two entries for each
+    pub flows4: u32,
+    /// The same of IPv6
+    pub flows6: u32,
 }
 
 impl Capacities {
+    /// Whether flows of packets have room.
+    pub const fn serves_packets(&self) -> bool {
+        self.flows4 > 1 || self.flows6 > 1
+    }
+
     /// The larger one of each.
     #[must_use]
     pub fn at_least(&self, other: &Self) -> Self {
@@ -238,6 +252,9 @@ impl Capacities {
             slots: self.slots.max(other.slots),
             backends: self.backends.max(other.backends),
             affinity: self.affinity.max(other.affinity),
+            ranges: self.ranges.max(other.ranges),
+            flows4: self.flows4.max(other.flows4),
+            flows6: self.flows6.max(other.flows6),
         }
     }
 }
@@ -252,6 +269,9 @@ impl Default for Capacities {
             slots: entries,
             backends: entries,
             affinity: maps::AFFINITY_ENTRIES,
+            ranges: entries,
+            flows4: 1,
+            flows6: 1,
         }
     }
 }
@@ -273,6 +293,12 @@ pub struct MemMaps {
     pub backends: MemArray,
     /// `lb_config`
     pub config: MemArray,
+    /// `lb_devices`
+    pub devices: MemTable<u32, Device>,
+    /// `lb_src_ranges`
+    pub ranges: MemTable<RangePrefix, u32>,
+    /// `lb_ports`
+    pub ports: MemArray,
     /// `lb_meta`
     pub meta: MemArray,
     /// Used by the next [`MemMaps::open`].
@@ -291,6 +317,9 @@ impl MemMaps {
             slots: MemArray::new(maps::SLOTS, capacities.slots, Slot::WORDS, &faults),
             backends: MemArray::new(maps::BACKENDS, capacities.backends, size_of::<Backend>() / 8, &faults),
             config: MemArray::new(maps::CONFIG, 1, Config::WORDS, &faults),
+            devices: new_table(table(maps::DEVICES, maps::MIN_ENTRIES)),
+            ranges: new_table(table(maps::SRC_RANGES, capacities.ranges)),
+            ports: MemArray::new(maps::PORTS, PortList::ENTRIES, 1, &faults),
             meta: MemArray::new(maps::META, meta::ENTRIES, 1, &faults),
             grace: MemGrace::default(),
             faults,
@@ -306,6 +335,9 @@ impl MemMaps {
             slots: Box::new(self.slots.clone()),
             backends: Box::new(self.backends.clone()),
             config: Box::new(self.config.clone()),
+            devices: Box::new(self.devices.clone()),
+            ranges: Box::new(self.ranges.clone()),
+            ports: Box::new(self.ports.clone()),
             meta: Box::new(self.meta.clone()),
             grace: Box::new(self.grace.clone()),
         }
@@ -324,6 +356,9 @@ impl MemMaps {
             slots: self.slots.copy(&faults),
             backends: self.backends.copy(&faults),
             config: self.config.copy(&faults),
+            devices: self.devices.copy(&faults),
+            ranges: self.ranges.copy(&faults),
+            ports: self.ports.copy(&faults),
             meta: self.meta.copy(&faults),
             grace: MemGrace::default(),
             faults,

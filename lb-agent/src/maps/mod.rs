@@ -18,7 +18,7 @@ pub mod sys;
 
 use std::io;
 
-use lb_common::abi::{Addr, Address, Frontend, FrontendKey, Words};
+use lb_common::abi::{Addr, Address, Device, Frontend, FrontendKey, RangePrefix, Words};
 
 /// What was attempted on a map.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -148,6 +148,12 @@ pub struct Maps {
     pub backends: Box<dyn Array>,
     /// `lb_config`
     pub config: Box<dyn Array>,
+    /// `lb_devices`
+    pub devices: Box<dyn Table<u32, Device>>,
+    /// `lb_src_ranges`
+    pub ranges: Box<dyn Table<RangePrefix, u32>>,
+    /// `lb_ports`
+    pub ports: Box<dyn Array>,
     /// `lb_meta`
     pub meta: Box<dyn Array>,
     /// Grace periods of the kernel that runs the programs.

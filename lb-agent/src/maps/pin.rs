@@ -15,8 +15,8 @@ use std::{
 
 use aya::maps::{MapData, MapInfo, MapType};
 use lb_common::abi::{
-    Addr, Address, Affinity, AffinityKey, Backend, Config, Frontend, FrontendKey, Netns, Service, Slot,
-    SockTcp, SockUdp, maps, meta,
+    Addr, Addr4, Address, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, Frontend,
+    FrontendKey, Netns, PortList, RangePrefix, Service, Slot, SockTcp, SockUdp, maps, meta,
 };
 use nix::{
     errno::Errno,
@@ -67,7 +67,7 @@ const fn spec<K, V>(name: &'static str, kind: MapType, flags: usize) -> MapSpec 
 }
 
 /// Every map of the object.
-pub const SPECS: [MapSpec; 12] = [
+pub const SPECS: [MapSpec; 19] = [
     spec::<FrontendKey, Frontend>(maps::FRONTENDS, MapType::Hash, maps::NO_PREALLOC),
     spec::<Addr, Address>(maps::ADDRESSES, MapType::Hash, maps::NO_PREALLOC),
     spec::<u32, Service>(maps::SERVICES, MapType::Array, maps::MMAPABLE),
@@ -79,6 +79,13 @@ pub const SPECS: [MapSpec; 12] = [
     spec::<u32, SockTcp>(maps::SOCK_TCP, MapType::SkStorage, maps::NO_PREALLOC),
     spec::<u32, SockUdp>(maps::SOCK_UDP, MapType::SkStorage, maps::NO_PREALLOC),
     spec::<AffinityKey, Affinity>(maps::AFFINITY, MapType::LruHash, 0),
+    spec::<u32, Device>(maps::DEVICES, MapType::Hash, maps::NO_PREALLOC),
+    spec::<RangePrefix, u32>(maps::SRC_RANGES, MapType::LpmTrie, maps::NO_PREALLOC),
+    spec::<u32, PortList>(maps::PORTS, MapType::Array, maps::MMAPABLE),
+    spec::<FlowKey<Addr4>, Flow<Addr4>>(maps::NEW4, MapType::LruHash, 0),
+    spec::<FlowKey<Addr>, Flow<Addr>>(maps::NEW6, MapType::LruHash, 0),
+    spec::<FlowKey<Addr4>, Flow<Addr4>>(maps::FLOWS4, MapType::Hash, 0),
+    spec::<FlowKey<Addr>, Flow<Addr>>(maps::FLOWS6, MapType::Hash, 0),
     spec::<u32, u64>(maps::REASONS, MapType::PerCpuArray, 0),
 ];
 
@@ -201,6 +208,11 @@ impl PinDir {
         links_folder(&self.root).join(name)
     }
 
+    /// Folder of the links.
+    pub fn links(&self) -> PathBuf {
+        links_folder(&self.root)
+    }
+
     /// What is pinned under a map's name, if it is that map.
     ///
     /// # Errors
@@ -253,7 +265,7 @@ impl PinDir {
 
     /// Removes what was staged and never committed: it holds a map's memory, and nobody looks for it.
     pub fn unstage(&self) {
-        for name in ANEW {
+        for MapSpec { name, .. } in SPECS {
             // What cannot be removed is named when something is staged there.
             drop(fs::remove_file(self.next(name)));
         }
@@ -284,12 +296,21 @@ pub enum Content {
 }
 
 /// The maps that have a meaning only together.
-pub const DATA: [&str; 7] =
-    [maps::FRONTENDS, maps::ADDRESSES, maps::SERVICES, maps::SLOTS, maps::BACKENDS, maps::CONFIG, maps::META];
+pub const DATA: [&str; 9] = [
+    maps::FRONTENDS,
+    maps::ADDRESSES,
+    maps::SERVICES,
+    maps::SLOTS,
+    maps::BACKENDS,
+    maps::CONFIG,
+    maps::META,
+    maps::SRC_RANGES,
+    maps::PORTS,
+];
 /// What is made anew when one of them is missing: also what programs remember by ids that mean something else from then on.
-pub const ANEW: [&str; 8] = {
-    let [a, b, c, d, e, f, g] = DATA;
-    [a, b, c, d, e, f, g, maps::AFFINITY]
+pub const ANEW: [&str; 10] = {
+    let [a, b, c, d, e, f, g, h, i] = DATA;
+    [a, b, c, d, e, f, g, h, i, maps::AFFINITY]
 };
 
 fn remove(path: &Path) -> Result<(), PinError> {

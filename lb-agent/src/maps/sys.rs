@@ -67,6 +67,18 @@ pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<
 /// `BPF_LINK_TYPE_CGROUP` (include/uapi/linux/bpf.h).
 pub const LINK_TYPE_CGROUP: u32 = 3;
 
+/// `BPF_LINK_TYPE_XDP`
+pub const LINK_TYPE_XDP: u32 = 6;
+
+/// `BPF_LINK_TYPE_TCX`
+pub const LINK_TYPE_TCX: u32 = 11;
+
+/// `BPF_TCX_INGRESS`
+pub const TCX_INGRESS: u32 = 46;
+
+/// `BPF_TCX_EGRESS`
+pub const TCX_EGRESS: u32 = 47;
+
 /// What a link says of itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LinkInfo {
@@ -78,6 +90,13 @@ pub struct LinkInfo {
     pub cgroup: u64,
     /// For a cgroup link: `BPF_CGROUP_*`.
     pub attach_type: u32,
+}
+
+impl LinkInfo {
+    /// For a link to a device: its interface index, 0 if the device is gone. The field lies where a cgroup's id does.
+    pub const fn ifindex(&self) -> u32 {
+        split32(self.cgroup).0
+    }
 }
 
 /// Reads [`LinkInfo`].
@@ -102,6 +121,20 @@ pub fn cgroup_programs(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<V
     let mut ids = [0_u32; 64];
     // target_fd, attach_type; query_flags, attach_flags; prog_ids; prog_cnt
     let mut attr = [join32(number(cgroup), attach_type), 0, ids.as_mut_ptr() as u64, join32(64, 0)];
+    bpf(PROG_QUERY, &mut attr)?;
+    Ok(ids.into_iter().filter(|id| *id != 0).collect())
+}
+
+/// Ids of the programs at a hook of a device, in the order in which they run: `attach_type` is [`TCX_INGRESS`] or [`TCX_EGRESS`].
+///
+/// # Errors
+/// `EINVAL` if the kernel has no such hooks (below 6.6), `ENODEV` if the device is gone.
+pub fn device_programs(index: u32, attach_type: u32) -> io::Result<Vec<u32>> {
+    // 64 is BPF_MPROG_MAX (include/linux/bpf_mprog.h).
+    let mut ids = [0_u32; 64];
+    // target_ifindex, attach_type; query_flags, attach_flags; prog_ids; count; prog_attach_flags; link_ids; link_attach_flags;
+    // revision, which the kernel writes
+    let mut attr = [join32(index, attach_type), 0, ids.as_mut_ptr() as u64, join32(64, 0), 0, 0, 0, 0];
     bpf(PROG_QUERY, &mut attr)?;
     Ok(ids.into_iter().filter(|id| *id != 0).collect())
 }

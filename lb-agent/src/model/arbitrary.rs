@@ -8,8 +8,8 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::{
-    ClusterIps, Conditions, EndpointFacts, Family, Name, Node, Protocol, Service, ServiceName, ServicePort,
-    ServiceType, Slice, SliceBuilder, SliceName, SlicePort, TrafficPolicy,
+    Algorithm, ClusterIps, Conditions, EndpointFacts, Family, Name, Node, Protocol, Service, ServiceName,
+    ServicePort, ServiceType, Slice, SliceBuilder, SliceName, SlicePort, TrafficPolicy,
 };
 
 /// The node that the tests run on.
@@ -86,7 +86,8 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
         v6: v6.map(|last| Ipv6Addr::new(0xfd00, 96, 0, 0, 0, 0, 0, last)),
     });
     let lists = (vec(any_addr(), 0..3), vec(any_addr(), 0..3), vec(any_addr(), 0..2));
-    let scalars = (policy(), policy(), 0..3_u32, 0..5_i64);
+    let algorithm = option::of(select(&Algorithm::ALL[..]));
+    let scalars = (policy(), policy(), 0..3_u32, algorithm, 0..5_i64);
     (service_name(), kind, cluster_ips, service_ports(), lists, scalars).prop_map(
         |(
             name,
@@ -94,7 +95,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
             cluster_ips,
             ports,
             lists,
-            (internal_policy, external_policy, affinity_s, created_s),
+            (internal_policy, external_policy, affinity_s, algorithm, created_s),
         )| {
             let (external_ips, load_balancer_ips, ranges) = lists;
             Service {
@@ -106,6 +107,7 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
                 source_ranges: ranges.into_iter().map(Into::into).collect(),
                 ports,
                 affinity_s,
+                algorithm,
                 internal_policy,
                 external_policy,
                 ..Service::new(name)

@@ -32,6 +32,9 @@ pub use few::Few;
 pub use names::{Name, Names, ServiceName, SliceName};
 pub use node::{Node, NodeContext};
 pub use notice::{Fault, Notice, Reason};
-pub use service::{ClusterIps, Family, Protocol, Service, ServicePort, ServiceType, TrafficPolicy};
+pub use service::{
+    ALGORITHM, Algorithm, ClusterIps, Family, Protocol, Service, ServicePort, ServiceType, TrafficPolicy,
+    UnknownAlgorithm,
+};
 pub use slice::{Conditions, Endpoint, EndpointFacts, Slice, SliceBuilder, SlicePort, Trigger};
 pub use unowned::Unowned;

@@ -82,6 +82,8 @@ pub enum Reason {
         /// What is used.
         used: &'static str,
     },
+    /// No word for an algorithm; the node's default counts.
+    UnknownAlgorithm(Box<str>),
     /// Affinity timeout not in 1..=86400 seconds; the default is used.
     TimeoutOutOfRange(i64),
     /// Another port of the Service has the same name and protocol.
@@ -128,6 +130,9 @@ impl Reason {
             ),
             Self::UnknownProtocol(text) => write!(f, "protocol {text:?} is not known"),
             Self::UnknownValue { value, used } => write!(f, "{value:?} is not known, {used} is used"),
+            Self::UnknownAlgorithm(text) => {
+                write!(f, "{text:?} is no algorithm, the default of this node is used")
+            }
             Self::TimeoutOutOfRange(seconds) => write!(f, "{seconds} s is not in 1..=86400, 10800 s is used"),
             Self::SamePortName(name) => {
                 write!(f, "an earlier port of the same protocol is called {name:?} too")
@@ -135,7 +140,7 @@ impl Reason {
             Self::SamePortNumber(port, protocol) => write!(f, "an earlier port uses {port}/{protocol} too"),
             Self::ExternalIpsOff => f.write_str("external IPs are switched off on this node"),
             Self::TooManyEndpoints { family, left_out } => {
-                write!(f, "{left_out} of its {family} endpoints do not serve, a port has room for 65535")
+                write!(f, "{left_out} of its {family} endpoints do not serve, a port has room for 65521")
             }
             Self::More(left_out) => write!(f, "{left_out} more fields cannot be used"),
         }
@@ -159,6 +164,7 @@ impl Reason {
             }
             Self::UnknownProtocol(_) => "use TCP, UDP or SCTP",
             Self::UnknownValue { .. } => "correct it, or update the agent",
+            Self::UnknownAlgorithm(_) => "write random, maglev or round-robin",
             Self::SamePortName(_) => "give each port its own name",
             Self::SamePortNumber(..) => "give each port its own number",
             Self::ExternalIpsOff => "use a LoadBalancer address, or start the agent with --external-ips=on",

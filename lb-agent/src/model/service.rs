@@ -2,6 +2,7 @@
 
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::str::FromStr;
 
 use ipnet::IpNet;
 
@@ -89,6 +90,56 @@ pub enum TrafficPolicy {
     Local,
 }
 
+/// How the backend of a new connection is chosen. Session affinity comes first.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Algorithm {
+    /// Uniformly at random (SA-10).
+    #[default]
+    Random,
+    /// By a hash of both ends that all nodes agree on, see [`crate::compile::maglev`]. Sockets choose at random: connect() comes
+    /// before the choice of a source port.
+    Maglev,
+    /// In turn, on each CPU for itself.
+    RoundRobin,
+}
+
+impl Algorithm {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Random, Self::Maglev, Self::RoundRobin];
+
+    /// The word for it, in the annotation and at the flag.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::Maglev => "maglev",
+            Self::RoundRobin => "round-robin",
+        }
+    }
+}
+
+/// The annotation of a Service that says one of [`Algorithm::word`].
+pub const ALGORITHM: &str = "lb.io/algorithm";
+
+/// A word that is none of [`Algorithm::word`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UnknownAlgorithm;
+
+impl fmt::Display for UnknownAlgorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "expected one of {}", Algorithm::ALL.map(Algorithm::word).join(", "))
+    }
+}
+
+impl core::error::Error for UnknownAlgorithm {}
+
+impl FromStr for Algorithm {
+    type Err = UnknownAlgorithm;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|algorithm| algorithm.word() == word).ok_or(UnknownAlgorithm)
+    }
+}
+
 /// At most one cluster IP per family. A family without one is not served at all (SEL-7).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct ClusterIps {
@@ -154,6 +205,8 @@ pub struct Service {
     pub ports: Box<[ServicePort]>,
     /// `ClientIP` affinity: seconds, 1..=86400; 0 means none (SP-9).
     pub affinity_s: u32,
+    /// The annotation [`ALGORITHM`]; nothing if it is absent or not known: the node's default then counts.
+    pub algorithm: Option<Algorithm>,
     /// `spec.internalTrafficPolicy`; Cluster when absent (SP-4).
     pub internal_policy: TrafficPolicy,
     /// `spec.externalTrafficPolicy`; Cluster when absent. Whether it counts is SP-3.
@@ -177,6 +230,7 @@ impl Service {
             source_ranges: Few::default(),
             ports: Box::default(),
             affinity_s: 0,
+            algorithm: None,
             internal_policy: TrafficPolicy::Cluster,
             external_policy: TrafficPolicy::Cluster,
             health_check_node_port: 0,

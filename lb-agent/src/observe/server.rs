@@ -37,6 +37,7 @@ use tracing::{info, warn};
 use super::{Status, folder_id};
 use crate::{
     k8s::manifests::Problem,
+    leftovers::Found,
     owner::{Message, Owner, PortName, Receipt},
 };
 
@@ -100,6 +101,8 @@ pub struct Sources {
     pub owner: mpsc::Sender<Message>,
     /// What is wrong with the source of objects now.
     pub problems: watch::Receiver<Vec<Problem>>,
+    /// What a kube-proxy has left on this node.
+    pub leftovers: watch::Receiver<Found>,
     /// `--pin-dir`
     pub pin_dir: Arc<Path>,
 }
@@ -181,6 +184,7 @@ async fn status(State(sources): State<Sources>) -> Result<Json<Status>, NoAnswer
         pin_dir: sources.pin_dir.display().to_string(),
         folder: folder_id(&sources.pin_dir).unwrap_or_default(),
         problems: sources.problems.borrow().iter().map(ToString::to_string).collect(),
+        kube_proxy: sources.leftovers.borrow().clone(),
     }))
 }
 

@@ -4,7 +4,7 @@ use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{maps::pin, owner::Report};
+use crate::{leftovers::Found, maps::pin, owner::Report};
 
 /// Answer of `GET /v1/status`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -18,6 +18,9 @@ pub struct Status {
     pub folder: String,
     /// Files of `--manifests` that cannot be used, each with line and reason.
     pub problems: Vec<String>,
+    /// What a kube-proxy has left on this node, as far as it was looked for.
+    #[serde(default)]
+    pub kube_proxy: Found,
 }
 
 /// Tells pin folders apart, whatever they are called in the caller's mount namespace: device and inode of the folder of

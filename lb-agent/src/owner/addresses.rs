@@ -40,7 +40,7 @@ impl NodeAddresses {
     }
 
     /// The addresses that stand for this node (ND-3).
-    fn primary(&self) -> [Option<IpAddr>; 2] {
+    pub(super) fn primary(&self) -> [Option<IpAddr>; 2] {
         Family::BOTH.map(|family| self.options.node_ip.of(family).or(self.primary.of(family)))
     }
 

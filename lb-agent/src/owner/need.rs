@@ -2,12 +2,7 @@
 
 use lb_common::abi::maps::MIN_ENTRIES;
 
-use crate::{
-    compile::{PortEntries, Target},
-    maps::memory::Capacities,
-    model::ClusterState,
-    reconcile::NoRoom,
-};
+use crate::{compile::PortEntries, maps::memory::Capacities, model::ClusterState, reconcile::NoRoom};
 
 /// Entries of each map, counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -17,6 +12,7 @@ pub(super) struct Need {
     services: u64,
     slots: u64,
     backends: u64,
+    ranges: u64,
     /// Largest region of one run: while it is replaced, old and new exist.
     largest: u64,
     /// Most backends of one port, likewise.
@@ -36,7 +32,8 @@ impl Need {
     fn add(&mut self, port: &PortEntries) {
         self.services += 1;
         self.frontends += port.frontends.len() as u64;
-        let runs = [&port.cluster, &port.local].map(|targets| region(targets));
+        self.ranges += port.ranges.len() as u64;
+        let runs = [&port.cluster, &port.local].map(|targets| region(port.run_length(targets)));
         self.slots += runs.iter().sum::<u64>();
         self.largest = self.largest.max(runs.into_iter().max().unwrap_or(0));
         // Both sets are sorted. An endpoint of both has one id.
@@ -54,6 +51,7 @@ impl Need {
             services: roomy(self.services),
             slots: roomy(self.slots + 2 * self.largest),
             backends: roomy(self.backends + self.most),
+            ranges: roomy(self.ranges),
             ..Capacities::default()
         }
     }
@@ -76,6 +74,7 @@ pub(super) fn with_room<'a>(
             NoRoom::Slots(count) if need.slots == now.slots => {
                 need.slots = more(now.slots, 2 * usize::from(count).next_power_of_two());
             }
+            NoRoom::Ranges(lack) if need.ranges == now.ranges => need.ranges = more(now.ranges, lack),
             NoRoom::Backends(lack) if need.backends == now.backends => {
                 need.backends = more(now.backends, lack);
             }
@@ -85,9 +84,9 @@ pub(super) fn with_room<'a>(
     need
 }
 
-/// Slots of the region that a run of these targets lives in.
-fn region(targets: &[Target]) -> u64 {
-    if targets.is_empty() { 0 } else { (targets.len() as u64).next_power_of_two() }
+/// Slots of the region that a run of so many lives in.
+const fn region(slots: usize) -> u64 {
+    if slots == 0 { 0 } else { (slots as u64).next_power_of_two() }
 }
 
 /// A quarter more, rounded up to a multiple of the smallest size.
@@ -101,8 +100,8 @@ fn roomy(entries: u64) -> u32 {
 mod tests {
     use super::*;
     use crate::{
-        compile::{Policies, PortKey},
-        model::{Family, Protocol, ServiceName},
+        compile::{Policies, PortKey, Target},
+        model::{Algorithm, Family, Protocol, ServiceName},
     };
 
     /// A node that was served by IPVS has every cluster IP on an interface.
@@ -131,7 +130,7 @@ mod tests {
 
     #[test]
     fn the_largest_port_has_room_for_its_next_generation() {
-        let target = |n: u16| Target { at: ([10, 0, 0, 1], n).into(), terminating: false };
+        let target = |n: u16| Target { at: ([10, 0, 0, 1], n).into(), terminating: false, here: false };
         let port = |cluster: u16, local: u16| PortEntries {
             key: PortKey {
                 service: ServiceName::new("ns", "s"),
@@ -144,8 +143,15 @@ mod tests {
             local: (0..local).map(target).collect(),
             draining: Vec::new(),
             policies: Policies::default(),
+            ranges: Vec::new(),
             affinity_s: 0,
+            algorithm: Algorithm::Random,
         };
+        // 5.9-maglev: while a table is replaced, two exist.
+        let mut need = Need::default();
+        need.add(&PortEntries { algorithm: Algorithm::Maglev, ..port(2, 0) });
+        need.add(&PortEntries { algorithm: Algorithm::Maglev, ..port(20, 1) });
+        assert_eq!((need.slots, need.largest, need.backends), (1024 + 16_384 + 1, 16_384, 22));
         let mut need = Need::default();
         need.add(&port(3000, 0));
         need.add(&port(10, 20));

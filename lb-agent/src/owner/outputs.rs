@@ -102,6 +102,11 @@ impl Outputs {
         }
     }
 
+    /// A device has programs again that somebody had taken off.
+    pub(super) fn put_back(&self) {
+        self.outlets.metrics.put_back();
+    }
+
     /// An object was taken out of the channel.
     pub(super) fn took(&mut self, event: &Event, stamp: Stamp) {
         self.settled.objects = Some(stamp.at);

@@ -11,8 +11,11 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Owner, Receipt};
-use crate::model::{Name, ServiceName};
+use super::{Owner, Receipt, devices::Attached};
+use crate::{
+    datapath::hooks::Other,
+    model::{Name, ServiceName},
+};
 
 /// How far the agent is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -84,10 +87,46 @@ pub struct Report {
     pub idle_node_port_addresses: Vec<String>,
     /// Address ranges of cluster IPs, as far as they are known.
     pub service_cidrs: Vec<String>,
-    /// Options of the packet path, which does not exist yet.
+    /// Options of the packet path.
     pub packets: String,
+    /// Devices whose packets are served.
+    #[serde(default)]
+    pub devices: Vec<DeviceRow>,
+    /// Devices whose packets should be served and are not, and why.
+    #[serde(default)]
+    pub unserved_devices: Vec<String>,
+    /// Programs of others at the devices whose packets are served.
+    #[serde(default)]
+    pub other_programs: Vec<Other>,
+    /// How often programs that somebody has taken off a device were put back.
+    #[serde(default)]
+    pub put_back: u64,
     /// Why the last write failed.
     pub last_error: Option<String>,
+}
+
+/// A device whose packets are served.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DeviceRow {
+    /// Its name.
+    pub name: String,
+    /// Its interface index.
+    pub index: u32,
+    /// Who is behind it: `uplink` or `pods`.
+    pub role: String,
+    /// How the programs are attached: `tcx` or `clsact`.
+    pub mode: String,
+    /// How `lb_xdp` is attached, or why it is not; nothing where nobody wants it.
+    #[serde(default)]
+    pub xdp: Option<String>,
+}
+
+impl DeviceRow {
+    fn new(index: u32, at: &Attached, xdp: Option<String>) -> Self {
+        let Attached { served, mode } = at;
+        let role = format!("{:?}", served.role).to_lowercase();
+        Self { name: served.name.to_string(), index, role, mode: mode.name().to_owned(), xdp }
+    }
 }
 
 impl From<(&ServiceName, IpAddr, &Name)> for LeftAlone {
@@ -143,12 +182,21 @@ impl Owner {
             idle_node_port_addresses: self.node_addresses.idle(),
             service_cidrs: self.service_cidrs().iter().map(ToString::to_string).collect(),
             packets: self.settings.packets.to_string(),
+            devices: self
+                .devices
+                .attached()
+                .iter()
+                .map(|(index, at)| DeviceRow::new(*index, at, self.devices.express.text(*index)))
+                .collect(),
+            unserved_devices: self.devices.failed(),
+            other_programs: self.devices.hooked.others().to_vec(),
+            put_back: self.devices.hooked.put_back(),
             last_error: self.last_error.clone(),
         }
     }
 
     /// Address ranges of cluster IPs: those that were given, and those that the API server names.
-    fn service_cidrs(&self) -> BTreeSet<IpNet> {
+    pub(super) fn service_cidrs(&self) -> BTreeSet<IpNet> {
         self.settings.service_cidrs.0.iter().copied().chain(self.state.service_cidrs()).collect()
     }
 

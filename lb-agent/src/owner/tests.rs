@@ -44,11 +44,17 @@ impl Turns {
             node: "n1".into(),
             cgroup: folder.path().to_owned(),
             socket_lb: SocketLb::ALL,
-            switches: Switches { host_netns: 0, has_set_retval: false, has_mptcp: false },
+            switches: Switches {
+                host_netns: 0,
+                has_set_retval: false,
+                has_mptcp: false,
+                has_coarse_clock: false,
+            },
             node_ports: NodePortOptions::default(),
             service_cidrs: Ranges::default(),
             packets: PacketOptions::default(),
             affinity_clients: 1,
+            flows: 1,
             min_sync_interval,
             resync_interval: Duration::from_secs(30),
         };
@@ -64,6 +70,7 @@ impl Turns {
             reconciler,
             capacities: Capacities::default(),
             attached: Vec::new(),
+            ebpf: None,
             flush_log: Box::new(|| {}),
             full_pass: Instant::now() + FOR_EVER,
             doubtful: false,
@@ -212,8 +219,17 @@ fn everything_is_planned_again_when_the_full_pass_is_due() {
 }
 
 /// Room for four backends: nobody has id 0.
-const FEW_BACKENDS: Capacities =
-    Capacities { frontends: 64, addresses: 4, services: 16, slots: 64, backends: 5, affinity: 1 };
+const FEW_BACKENDS: Capacities = Capacities {
+    frontends: 64,
+    addresses: 4,
+    services: 16,
+    slots: 64,
+    backends: 5,
+    affinity: 1,
+    ranges: 16,
+    flows4: 1,
+    flows6: 1,
+};
 
 /// SY-2, SY-3, 2.23-FailedToProgram: longer than one pause, by more than one attempt.
 #[test]

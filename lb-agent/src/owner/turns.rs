@@ -36,7 +36,7 @@ impl Owner {
 
     /// Works, unless changes came too early after the last ones (SY-2) or the last write failed a moment ago.
     pub(super) fn work_if_due(&mut self) -> anyhow::Result<()> {
-        let has_changes = !self.touched.is_empty() || self.addresses_changed;
+        let has_changes = !self.touched.is_empty() || self.addresses_changed || self.devices.has_changed;
         let now = Instant::now();
         let is_early = !self.pace.allows(now) && has_changes && self.running.is_some();
         if is_early || !self.retry.allows(now) {

@@ -1,10 +1,11 @@
 //! From the agent's words to the maps' words: the only place that knows both.
 
-use lb_common::abi::{self, FrontendKey, L4Addr, Proto, ServiceFlags};
+use ipnet::IpNet;
+use lb_common::abi::{self, Addr, FrontendKey, L4Addr, Proto, RangePrefix, ServiceFlags, ServiceId};
 
 use crate::{
     compile::{Frontend, FrontendKind, Policies, PortEntries},
-    model::Protocol,
+    model::{Algorithm, Protocol},
 };
 
 /// IP protocol number of a port.
@@ -14,6 +15,11 @@ pub(super) const fn proto(protocol: Protocol) -> Proto {
         Protocol::Udp => Proto::UDP,
         Protocol::Sctp => Proto::SCTP,
     }
+}
+
+/// A source range of a service port.
+pub(super) fn range(service: ServiceId, range: &IpNet) -> RangePrefix {
+    RangePrefix::new(service, Addr::from(range.network()), range.prefix_len())
 }
 
 /// The map's number for a kind.
@@ -39,15 +45,25 @@ pub(super) fn frontend(frontend: &Frontend, protocol: Protocol) -> (FrontendKey,
 
 /// Policy bits of a service port.
 pub(super) fn flags(policies: Policies) -> ServiceFlags {
-    let Policies { internal_local, restricted, host_allowed, .. } = policies;
+    let Policies { internal_local, external_local, restricted, host_allowed, .. } = policies;
     [
         (internal_local, ServiceFlags::INTERNAL_LOCAL),
         (restricted, ServiceFlags::RESTRICTED),
         (host_allowed, ServiceFlags::HOST_ALLOWED),
+        (external_local, ServiceFlags::EXTERNAL_LOCAL),
     ]
     .into_iter()
     .filter(|(is_set, _)| *is_set)
     .fold(ServiceFlags::default(), |bits, (_, flag)| bits.with(flag))
+}
+
+/// The bit of an algorithm.
+pub(super) const fn algorithm(algorithm: Algorithm) -> ServiceFlags {
+    match algorithm {
+        Algorithm::Random => ServiceFlags { bits: 0 },
+        Algorithm::RoundRobin => ServiceFlags::ROUND_ROBIN,
+        Algorithm::Maglev => ServiceFlags::MAGLEV,
+    }
 }
 
 /// Which of the two runs any frontend of the port uses. The other one repeats it, so that a hook that reads policy and
@@ -73,8 +89,6 @@ pub(super) struct UsedRuns {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::abi::Addr;
-
     use super::*;
     use crate::{
         compile::PortKey,
@@ -104,16 +118,23 @@ mod tests {
     }
 
     #[test]
-    fn hooks_need_the_internal_policy_and_whether_source_ranges_hold_the_host() {
-        let none = Policies { external_local: true, has_any: true, ..Policies::default() };
+    fn programs_need_both_policies_and_whether_source_ranges_hold_the_host() {
+        let none = Policies { has_any: true, ..Policies::default() };
         assert_eq!(flags(none).bits, 0);
         for (policies, bits) in [
             (Policies { internal_local: true, ..none }, 1),
             (Policies { restricted: true, ..none }, 2),
             (Policies { restricted: true, host_allowed: true, ..none }, 6),
+            (Policies { external_local: true, ..none }, 8),
         ] {
             assert_eq!(flags(policies).bits, bits, "{policies:?}");
         }
+    }
+
+    /// 5.9-annotation.
+    #[test]
+    fn programs_need_the_algorithm() {
+        assert_eq!(Algorithm::ALL.map(|one| algorithm(one).bits), [0, 32, 16]);
     }
 
     #[test]
@@ -156,7 +177,9 @@ mod tests {
                     local: Vec::new(),
                     draining: Vec::new(),
                     policies: Policies { internal_local, external_local, ..Policies::default() },
+                    ranges: Vec::new(),
                     affinity_s: 0,
+                    algorithm: Algorithm::Random,
                 };
                 let used = UsedRuns { cluster, local };
                 assert_eq!(used_runs(&entries), used, "{:?} and {has_other} {kind:?}", entries.policies);

@@ -23,6 +23,7 @@ mod frontends;
 mod ids;
 mod lower;
 pub mod plan;
+mod ranges;
 mod restore;
 mod retire;
 mod room;
@@ -35,17 +36,22 @@ use std::{
     mem,
 };
 
-use lb_common::abi::{Addr, Address, Config, FrontendKey, L4Addr, SocketLb, Words as _, maps, meta};
+use lb_common::abi::{
+    Addr, Address, Config, Device, FrontendKey, L4Addr, PacketLb, PortList, ServiceFlags, SocketLb,
+    Words as _, maps, meta,
+};
 
 use crate::{
     compile::{PortEntries, PortKey},
     hash::HashMap,
-    maps::{MapError, Maps},
+    maps::{MapError, Maps, read},
     model::ServiceName,
 };
 use frontends::Frontends;
 use ids::Ids;
 use plan::{ArrayId, Phase, Plan, Write};
+use ranges::SourceRanges;
+use restore::store_if_new;
 use retire::{Retired, Retirement};
 use runs::Pool;
 use smallvec::SmallVec;
@@ -133,6 +139,7 @@ pub struct Reconciler {
     ports: BTreeMap<u32, Port>,
     by_service: HashMap<ServiceName, ServiceIds>,
     frontends: Frontends,
+    ranges: SourceRanges,
     /// Entries of `lb_addresses`.
     addresses: usize,
     retirement: Retirement,
@@ -142,6 +149,8 @@ pub struct Reconciler {
     /// full.
     promised: BTreeSet<ServiceName>,
     socket_lb: SocketLb,
+    /// Services with [`ServiceFlags::MAGLEV`].
+    maglev: BTreeSet<u32>,
     /// See [`Outcome::opened_udp`]; until an outcome says it, which a failed pass does not have.
     opened_udp: bool,
     /// See [`Reconciler::take_gone`].
@@ -240,6 +249,59 @@ impl Reconciler {
         Ok(plan.len())
     }
 
+    /// Makes `lb_devices` hold exactly `desired`; returns the number of writes.
+    ///
+    /// # Errors
+    /// See [`Reconciler::set_addresses`].
+    pub fn set_devices(&mut self, desired: &BTreeMap<u32, Device>) -> Result<usize, MapError> {
+        let capacity = self.maps.devices.capacity();
+        if desired.len() > capacity as usize {
+            return Err(MapError::Full { map: maps::DEVICES, capacity });
+        }
+        let actual: BTreeMap<u32, Device> = self.maps.devices.dump()?.into_iter().collect();
+        let gone = actual.iter().filter(|(index, device)| desired.get(index) != Some(device));
+        let news = desired.iter().filter(|(index, device)| actual.get(index) != Some(device));
+        let mut writes = 0;
+        for (index, _) in gone {
+            self.maps.devices.delete(index)?;
+            writes += 1;
+        }
+        for (index, device) in news {
+            self.maps.devices.create(index, device)?;
+            writes += 1;
+        }
+        Ok(writes)
+    }
+
+    /// How packets are served, and the ports for masquerading; returns the number of writes. A program that counts fewer ports than
+    /// there are misses some; it never finds one that is not there.
+    ///
+    /// # Errors
+    /// Those of the maps.
+    pub fn set_packets(&mut self, packets: PacketLb, ports: &[u16]) -> Result<usize, MapError> {
+        let at = Config::PACKETS_WORD;
+        let now: Config = read(&*self.maps.config, 0);
+        // Whether any service port uses Maglev is the business of passes.
+        let maglev = if now.packets.has(PacketLb::MAGLEV) { PacketLb::MAGLEV } else { PacketLb::default() };
+        let packets = packets.without(PacketLb::MAGLEV).with(maglev);
+        let word = |count: usize| {
+            let masquerade_ports = u32::try_from(count).unwrap_or(u32::MAX);
+            Config { packets, masquerade_ports, ..Config::OFF }.to_words()[at]
+        };
+        let fewer = ports.len().min(now.masquerade_ports as usize);
+        let mut writes = store_if_new(&mut *self.maps.config, at, word(fewer))?;
+        for (index, four) in ports.chunks(4).enumerate() {
+            writes += store_if_new(&mut *self.maps.ports, index, PortList::of(four).four)?;
+        }
+        writes += store_if_new(&mut *self.maps.config, at, word(ports.len()))?;
+        Ok(writes)
+    }
+
+    /// The lowest and the highest NodePort that is programmed.
+    pub fn node_ports(&self) -> Option<(u16, u16)> {
+        self.frontends.node_port_range()
+    }
+
     /// Reuses what grace periods have passed for, and names the services that have room now or were told to wait for
     /// this: plan them again. Call it when [`crate::maps::Grace::passed`] has grown.
     ///
@@ -302,6 +364,7 @@ impl Reconciler {
     fn perform(&mut self, pass: &mut Pass) -> Result<(), MapError> {
         self.plan_node_ports(pass.node_ports, &mut pass.plan);
         pass.node_ports = self.frontends.node_port_range();
+        self.plan_maglev(&mut pass.plan);
         if !pass.plan.is_empty() {
             self.write(|maps| {
                 pass.plan.apply(maps)?;
@@ -340,10 +403,38 @@ impl Reconciler {
         }
     }
 
-    /// The word of `lb_config` that the agent owns.
+    /// Notes the flags of a service.
+    fn note_maglev(&mut self, id: u32, flags: ServiceFlags) {
+        if flags.has(ServiceFlags::MAGLEV) {
+            self.maglev.insert(id);
+        } else {
+            self.maglev.remove(&id);
+        }
+    }
+
+    /// Says to programs whether any Service is hashed. No order matters: whoever has not heard of it leaves a segment alone, as one
+    /// that comes before the Service itself.
+    fn plan_maglev(&self, plan: &mut Plan) {
+        let (at, word) = (Config::PACKETS_WORD, self.packets_word());
+        if self.maps.config.load(at) != word {
+            plan.word(Phase::Switches, ArrayId::Config, at, word);
+        }
+    }
+
+    /// The word of `lb_config` that says how packets are served.
+    fn packets_word(&self) -> u64 {
+        let mut config: Config = read(&*self.maps.config, 0);
+        config.packets = config.packets.without(PacketLb::MAGLEV);
+        if !self.maglev.is_empty() {
+            config.packets = config.packets.with(PacketLb::MAGLEV);
+        }
+        config.to_words()[Config::PACKETS_WORD]
+    }
+
+    /// The word of `lb_config` that holds NodePorts and sockets.
     fn config_word(&self, node_ports: Option<(u16, u16)>) -> u64 {
         let (node_port_min, node_port_max) = node_ports.unwrap_or((0, 0));
-        let [word, _] =
+        let [word, ..] =
             Config { node_port_min, node_port_max, socket_lb: self.socket_lb, ..Config::OFF }.to_words();
         word
     }

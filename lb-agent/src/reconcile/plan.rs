@@ -4,17 +4,17 @@
 //! | # | phase | writes | what holds after every single write |
 //! |---|---|---|---|
 //! | 1 | backends | new ids: generation, active | no run names an id that is not active |
-//! | 2 | slots | new runs, into free regions | no run contains a slot that is being written |
+//! | 2 | slots | new runs, into free regions; source ranges that are added | no run contains a slot that is being written |
 //! | 3 | switches | NodePort range, widened | every NodePort frontend lies in the range |
 //! | 4 | services | new ids: generation, policy, runs; known ids: runs, policy | every frontend names a service whose runs are whole |
 //! | 5 | frontends | deletions, then creations | every frontend has one owner, and its service is ready |
-//! | 6 | states | backends that left: free, next generation | no run names an id that is not active |
+//! | 6 | states | backends that left: free, next generation; source ranges that left | no run names an id that is not active |
 //! | 7 | narrowed | NodePort range, exact | every NodePort frontend lies in the range |
 //! | later | retired | words of services that are gone, after a grace period | no program can still hold the id |
 //!
 //! A takeover (a frontend changes its owner) is one deletion and one creation, next to each other in phase 5.
 
-use lb_common::abi::{Addr, Address, Frontend, FrontendKey};
+use lb_common::abi::{Addr, Address, Frontend, FrontendKey, RangePrefix};
 
 use crate::maps::{MapError, Maps};
 
@@ -51,6 +51,10 @@ pub enum Write {
     CreateAddress(Addr, Address),
     /// Deletes an entry of `lb_addresses`.
     DeleteAddress(Addr),
+    /// Creates an entry of `lb_src_ranges`.
+    CreateRange(RangePrefix),
+    /// Deletes an entry of `lb_src_ranges`.
+    DeleteRange(RangePrefix),
 }
 
 impl Write {
@@ -73,6 +77,8 @@ impl Write {
             Self::DeleteFrontend(key) => maps.frontends.delete(key),
             Self::CreateAddress(key, value) => maps.addresses.create(key, value),
             Self::DeleteAddress(key) => maps.addresses.delete(key),
+            Self::CreateRange(key) => maps.ranges.create(key, &1),
+            Self::DeleteRange(key) => maps.ranges.delete(key),
         }
     }
 }
@@ -174,6 +180,9 @@ mod tests {
             slots: 2,
             backends: 4,
             affinity: 1,
+            ranges: 16,
+            flows4: 1,
+            flows6: 1,
         })
     }
 

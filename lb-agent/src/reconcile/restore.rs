@@ -7,14 +7,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::{
-    Addr, Address, Backend, BackendState, Draining, FrontendKey, FrontendKind, L4Addr, Run, Service,
-    ServiceId, Slot, SocketLb, Words as _, meta,
+    Addr, Address, Backend, BackendState, Config, Draining, FrontendKey, FrontendKind, L4Addr, Run, Service,
+    ServiceFlags, ServiceId, Slot, SocketLb, Words as _, meta,
 };
 
 use super::{
     Frontends, Ids, Pool, Reconciler, Retirement, Write,
     frontends::Owner,
     plan::{ArrayId, Plan},
+    ranges::SourceRanges,
     runs,
     service::cleared_service,
     slots::{Region, Slots},
@@ -36,11 +37,13 @@ impl Reconciler {
             ports: BTreeMap::new(),
             by_service: HashMap::default(),
             frontends: Frontends::default(),
+            ranges: SourceRanges::default(),
             addresses: 0,
             retirement: Retirement::default(),
             starved: BTreeMap::new(),
             promised: BTreeSet::new(),
             socket_lb,
+            maglev: BTreeSet::new(),
             opened_udp: false,
             gone_udp: Vec::new(),
             abandoned_udp: Vec::new(),
@@ -66,6 +69,8 @@ impl Reconciler {
         self.frontends = found.read_frontends(maps)?;
         let mut ids: Vec<u32> = self.frontends.ids().collect();
         ids.sort_unstable();
+        let is_maglev = |id: &u32| read::<_, Service>(&*maps.services, *id).flags.has(ServiceFlags::MAGLEV);
+        self.maglev = ids.iter().copied().filter(is_maglev).collect();
         for id in ids {
             let is_v4 = found.keep_one_family(&mut self.frontends, id);
             found.read_service(maps, id, is_v4);
@@ -83,14 +88,29 @@ impl Reconciler {
         self.retirement = Retirement::default();
         self.starved.clear();
         self.promised.clear();
+        self.ranges = SourceRanges::read(&self.maps)?;
+        self.drop_lost_ranges()?;
         self.addresses = self.addresses()?.len();
         let config = self.config_word(self.frontends.node_port_range());
         store_if_new(&mut *self.maps.config, 0, config)?;
+        let packets = self.packets_word();
+        store_if_new(&mut *self.maps.config, Config::PACKETS_WORD, packets)?;
         store_if_new(&mut *self.maps.meta, meta::LAYOUT_AT as usize, meta::LAYOUT)?;
         store_if_new(&mut *self.maps.meta, meta::AGENT_VERSION_AT as usize, agent_version())?;
         store_if_new(&mut *self.maps.meta, meta::MAGIC_AT as usize, meta::MAGIC)?;
         self.is_stale = false;
         Ok(())
+    }
+
+    /// Deletes source ranges of ids that are nobody's.
+    fn drop_lost_ranges(&mut self) -> Result<(), MapError> {
+        let mut plan = Plan::default();
+        let others = [ServiceId::PODS.index, ServiceId::CLUSTER_IPS.index];
+        let lost = |id: &u32| !others.contains(id) && self.service_ids.is_free(*id);
+        for id in self.ranges.ids().into_iter().filter(lost).collect::<Vec<_>>() {
+            self.plan_ranges(ServiceId { index: id }, &[], &mut plan);
+        }
+        plan.apply(&mut self.maps)
     }
 
     /// What `lb_addresses` holds.
@@ -102,9 +122,9 @@ impl Reconciler {
     }
 }
 
-/// Stores a word unless it is there already.
-fn store_if_new(array: &mut dyn Array, index: usize, word: u64) -> Result<(), MapError> {
-    if array.load(index) == word { Ok(()) } else { array.store(index, word) }
+/// Stores a word unless it is there already; returns the number of writes.
+pub(super) fn store_if_new(array: &mut dyn Array, index: usize, word: u64) -> Result<usize, MapError> {
+    if array.load(index) == word { Ok(0) } else { array.store(index, word).map(|()| 1) }
 }
 
 /// The version of this agent as `lb_meta` holds it.

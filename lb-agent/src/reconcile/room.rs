@@ -15,7 +15,7 @@ use crate::model::ServiceName;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum NoRoom {
     /// No region of `lb_slots` is long enough.
-    #[error("lb_slots has no free region for {0} endpoints")]
+    #[error("lb_slots has no free region for {0} slots")]
     Slots(u16),
     /// Too few entries of `lb_backends` are free.
     #[error("lb_backends has no {0} free entries")]
@@ -26,6 +26,9 @@ pub enum NoRoom {
     /// Too few entries of `lb_frontends` are free.
     #[error("lb_frontends has no {0} free entries")]
     Frontends(usize),
+    /// Too few entries of `lb_src_ranges` are free.
+    #[error("lb_src_ranges has no {0} free entries")]
+    Ranges(usize),
 }
 
 /// How full a map is, in entries.
@@ -41,7 +44,7 @@ pub struct Usage {
 
 impl Reconciler {
     /// How full each map is.
-    pub fn usage(&self) -> [Usage; 5] {
+    pub fn usage(&self) -> [Usage; 6] {
         let usage = |map, capacity: u32, left: usize| {
             let capacity = capacity as usize;
             Usage { map, used: capacity.saturating_sub(left), capacity }
@@ -53,6 +56,7 @@ impl Reconciler {
             usage(maps::SERVICES, self.service_ids.capacity(), self.service_ids.left()),
             usage(maps::SLOTS, self.pool.slots.capacity(), self.pool.slots.left()),
             usage(maps::BACKENDS, self.pool.backends.capacity(), self.pool.backends.left()),
+            table(maps::SRC_RANGES, self.ranges.len(), self.maps.ranges.capacity()),
         ]
     }
 
@@ -76,7 +80,7 @@ impl Reconciler {
         let Outcome { left_out, later, again, .. } = &mut pass.outcome;
         if pass.released {
             let fits = |no_room: &NoRoom| {
-                matches!(no_room, NoRoom::Frontends(_))
+                matches!(no_room, NoRoom::Frontends(_) | NoRoom::Ranges(_))
                     && self.has_room(*no_room, &self.pool, &self.service_ids)
             };
             let sated = self.starved.iter().filter(|(_, lacks)| lacks.iter().any(fits));
@@ -106,6 +110,7 @@ impl Reconciler {
             NoRoom::Backends(count) => pool.backends.left() >= count,
             NoRoom::Services => services.left() > 0,
             NoRoom::Frontends(count) => self.free_frontends() >= count,
+            NoRoom::Ranges(count) => self.free_ranges() >= count,
         }
     }
 
@@ -128,8 +133,17 @@ mod tests {
     };
 
     /// Eight slots; four backends, as nobody has id 0.
-    const SMALL: Capacities =
-        Capacities { frontends: 3, addresses: 1, services: 2, slots: 8, backends: 5, affinity: 1 };
+    const SMALL: Capacities = Capacities {
+        frontends: 3,
+        addresses: 1,
+        services: 2,
+        slots: 8,
+        backends: 5,
+        affinity: 1,
+        ranges: 16,
+        flows4: 1,
+        flows6: 1,
+    };
 
     fn empty(grace: &MemGrace) -> Reconciler {
         let maps = MemMaps { grace: grace.clone(), ..MemMaps::new(SMALL) };
@@ -230,7 +244,8 @@ mod tests {
                 ("lb_addresses", 0, 1),
                 ("lb_services", 0, 2),
                 ("lb_slots", 0, 8),
-                ("lb_backends", 0, 4)
+                ("lb_backends", 0, 4),
+                ("lb_src_ranges", 0, 16)
             ]
         );
     }

@@ -32,11 +32,29 @@ pub(super) struct Pool {
 pub(super) struct Wanted<'a> {
     /// Who is in it.
     pub(super) targets: &'a [Target],
+    /// Which of them each slot has; nothing if each has one, in their order.
+    pub(super) table: Option<&'a [u16]>,
     /// If that is nobody: whether others serve on other nodes ([`Run::ELSEWHERE`]).
     pub(super) elsewhere: bool,
 }
 
 impl Wanted<'_> {
+    /// Those that have room in a run.
+    fn targets(&self) -> impl Iterator<Item = &Target> {
+        self.targets.iter().take(MOST_TARGETS)
+    }
+
+    /// Number of slots.
+    fn count(&self) -> u16 {
+        let count = self.table.map_or_else(|| self.targets.len().min(MOST_TARGETS), <[u16]>::len);
+        u16::try_from(count).unwrap_or(u16::MAX)
+    }
+
+    /// Which target each slot has, as an index.
+    fn seats(&self) -> impl Iterator<Item = usize> {
+        (0..usize::from(self.count())).map(|slot| self.table.map_or(slot, |table| table[slot].into()))
+    }
+
     /// The run without slots.
     const fn empty(&self) -> Run {
         if self.elsewhere { Run::ELSEWHERE } else { Run::EMPTY }
@@ -70,6 +88,8 @@ struct Member {
     now: Backend,
     /// As it should be: [`Backend::runs`], whether it terminates, whether it keeps what it has although no run lists it.
     runs: u8,
+    /// [`Backend::HERE`], or 0.
+    here: u8,
     terminating: bool,
     drains: bool,
 }
@@ -100,7 +120,7 @@ pub(super) fn plan_runs(
     let ids = take_ids(pool, news.len()).inspect_err(|_| give_back(pool, regions))?;
     for (at, id) in news.into_iter().zip(ids) {
         let now = read(&*maps.backends, id.index);
-        members.insert(at, Member { id, now, runs: 0, terminating: false, drains: false });
+        members.insert(at, Member { id, now, runs: 0, here: 0, terminating: false, drains: false });
     }
     mark(&mut members, wanted);
     let next: [Run; 2] = core::array::from_fn(|at| match wanted[at] {
@@ -132,8 +152,9 @@ fn current_members(maps: &Maps, service: &Service) -> Members {
         .flat_map(|run| slots_of(&*maps.slots, run))
         .chain(draining_slots(&*maps.slots, draining))
         .map(|slot| {
-            let now = read(&*maps.backends, slot.backend.index);
-            (slot.at(), Member { id: slot.backend, now, runs: 0, terminating: false, drains: false })
+            let now: Backend = read(&*maps.backends, slot.backend.index);
+            let here = now.runs & Backend::HERE;
+            (slot.at(), Member { id: slot.backend, now, runs: 0, here, terminating: false, drains: false })
         })
         .collect()
 }
@@ -203,32 +224,32 @@ fn write_slot(plan: &mut Plan, index: usize, slot: Slot) {
 /// Notes which runs want which member.
 fn mark(members: &mut Members, wanted: [Option<Wanted<'_>>; 2]) {
     for (wanted, bit) in wanted.into_iter().zip([Backend::IN_CLUSTER, Backend::IN_LOCAL]) {
-        for target in wanted.into_iter().flat_map(|wanted| wanted.targets).take(MOST_TARGETS) {
+        for target in wanted.iter().flat_map(Wanted::targets) {
             if let Some(member) = members.get_mut(&L4Addr::from(target.at)) {
                 member.runs |= bit;
                 member.terminating = target.terminating;
+                member.here = if target.here { Backend::HERE } else { 0 };
             }
         }
     }
 }
 
-/// Whether the run lists exactly these targets, in this order, by ids that are alive; or nobody, for the same reason.
+/// Whether the run lists exactly these targets, in these slots, by ids that are alive; or nobody, for the same reason.
 fn is_same(maps: &Maps, run: Run, wanted: Wanted<'_>) -> bool {
-    let targets = wanted.targets;
     (run.count != 0 || run.base == wanted.empty().base)
-        && usize::from(run.count) == targets.len().min(MOST_TARGETS)
-        && slots_of(&*maps.slots, run).zip(targets).all(|(slot, target)| {
+        && run.count == wanted.count()
+        && slots_of(&*maps.slots, run).zip(wanted.seats()).all(|(slot, seat)| {
             let backend: Backend = read(&*maps.backends, slot.backend.index);
-            slot.at() == L4Addr::from(target.at) && backend.serves(slot.generation)
+            slot.at() == L4Addr::from(wanted.targets[seat].at) && backend.serves(slot.generation)
         })
 }
 
 /// Who is wanted and has no id yet, sorted.
 fn newcomers(wanted: [Option<Wanted<'_>>; 2], members: &Members) -> Vec<L4Addr> {
     let mut news: Vec<L4Addr> = wanted
-        .into_iter()
+        .iter()
         .flatten()
-        .flat_map(|wanted| wanted.targets.iter().take(MOST_TARGETS))
+        .flat_map(Wanted::targets)
         .map(|target| L4Addr::from(target.at))
         .filter(|at| !members.contains_key(at))
         .collect();
@@ -245,7 +266,7 @@ fn take_regions(
 ) -> Result<[Option<Region>; 2], NoRoom> {
     let mut regions = [None; 2];
     for at in 0..2 {
-        let count = wanted[at].map_or(0, |wanted| count_of(wanted.targets));
+        let count = wanted[at].map_or(0, |wanted| wanted.count());
         if same[at] || count == 0 {
             continue;
         }
@@ -256,11 +277,6 @@ fn take_regions(
         }
     }
     Ok(regions)
-}
-
-/// Length of a run for `targets`.
-fn count_of(targets: &[Target]) -> u16 {
-    u16::try_from(targets.len()).unwrap_or(u16::MAX)
 }
 
 /// Takes back what [`take_regions`] did.
@@ -290,13 +306,15 @@ fn publish(
     let Some(region) = region else {
         return Run { generation, ..wanted.empty() };
     };
-    let targets = wanted.targets;
-    for (index, target) in (region.base as usize..).zip(targets.iter().take(MOST_TARGETS)) {
+    let lists = |target: &Target| {
         let at = L4Addr::from(target.at);
-        let member = members.get(&at).expect("every target has been made a member");
-        write_slot(plan, index, slot(at, member));
+        slot(at, members.get(&at).expect("every target has been made a member"))
+    };
+    let slots: Vec<Slot> = wanted.targets().map(lists).collect();
+    for (index, seat) in (region.base as usize..).zip(wanted.seats()) {
+        write_slot(plan, index, slots[seat]);
     }
-    Run { base: region.base, count: count_of(targets), generation }
+    Run { base: region.base, count: wanted.count(), generation }
 }
 
 /// Adds the states of all members to the plan: newcomers before any run names them, leavers after no run does.
@@ -316,9 +334,10 @@ fn states(plan: &mut Plan, retired: &mut Retired, members: &Members) {
         }
         let leaves = member.terminating || member.drains;
         let state = if leaves { BackendState::Terminating } else { BackendState::Active };
-        let next = Backend { state: state as u8, runs: member.runs, ..member.now };
+        let next = Backend { state: state as u8, runs: member.runs | member.here, ..member.now };
         // A client with affinity that has it by a run that it leaves keeps it for as long as programs use that run (SA-4).
-        let meanwhile = Backend { runs: member.now.runs | member.runs, ..next };
+        let lists = member.now.runs & !Backend::HERE;
+        let meanwhile = Backend { runs: next.runs | lists, ..next };
         write(Phase::Backends, member.now, meanwhile);
         write(Phase::States, meanwhile, next);
     }

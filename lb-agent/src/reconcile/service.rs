@@ -182,12 +182,16 @@ impl Reconciler {
         known: Option<u32>,
         pass: &mut Pass,
     ) -> Result<u32, NoRoom> {
+        self.check_ranges(known, entries)?;
         let id = known.or_else(|| self.service_ids.take()).ok_or(NoRoom::Services)?;
         let now: Service = read(&*self.maps.services, id);
         let used = lower::used_runs(entries);
+        let table = |is_used: bool, targets| is_used.then(|| entries.table(targets)).flatten();
+        let tables = [table(used.cluster, &*entries.cluster), table(used.local, &*entries.local)];
+        let want = |targets, table, elsewhere| Wanted { targets, table, elsewhere };
         let wanted = [
-            used.cluster.then_some(Wanted { targets: &entries.cluster, elsewhere: false }),
-            used.local.then_some(Wanted { targets: &entries.local, elsewhere: entries.policies.has_any }),
+            used.cluster.then(|| want(&*entries.cluster, tables[0].as_deref(), false)),
+            used.local.then(|| want(&*entries.local, tables[1].as_deref(), entries.policies.has_any)),
         ];
         let gone = pass.retired.gone.len();
         let out = (&mut pass.plan, &mut pass.retired);
@@ -200,8 +204,11 @@ impl Reconciler {
         if entries.key.protocol != Protocol::Udp {
             pass.retired.gone.truncate(gone);
         }
+        self.plan_ranges(ServiceId { index: id }, &entries.ranges, &mut pass.plan);
         let is_new = self.ports.get_mut(&id).is_some_and(|port| mem::take(&mut port.renamed));
-        let policy = (lower::flags(entries.policies), entries.affinity_s);
+        let flags = lower::flags(entries.policies).with(lower::algorithm(entries.algorithm));
+        self.note_maglev(id, flags);
+        let policy = (flags, entries.affinity_s);
         let next = next_service(&now, planned, policy, is_new);
         plan_service_words(&mut pass.plan, id, &now, &next);
         self.opened_udp |= entries.key.protocol == Protocol::Udp
@@ -298,6 +305,8 @@ impl Reconciler {
             self.plan_release(key, pass);
         }
         self.frontends.claim(id);
+        self.plan_ranges(ServiceId { index: id }, &[], &mut pass.plan);
+        self.maglev.remove(&id);
         let port = self.ports.remove(&id);
         let service = port.map(|port| port.key.service);
         if let Some(service) = &service {
@@ -410,6 +419,8 @@ fn plan_service_words(plan: &mut Plan, id: u32, now: &Service, next: &Service) {
     };
     // Who drains is known by this word alone: whoever returns to a run must be in it before, whoever leaves one after.
     let returns = now.generation == next.generation && next.draining == Draining::NONE;
+    // Clients outside that change from the cluster run to the local one find there, until it follows, what they had: an unused
+    // run repeats the other one.
     let order = if returns {
         [first_run, Service::FLAGS_WORD, last_run, Service::GENERATION_WORD]
     } else {
@@ -434,6 +445,8 @@ pub(super) fn cleared_service(id: u32, now: &Service) -> impl Iterator<Item = Wr
         .map(move |at| Write::Word { array: ArrayId::Services, index: first + at, word: new[at] })
 }
 
+#[cfg(test)]
+mod algorithms;
 #[cfg(test)]
 mod opened;
 #[cfg(test)]

@@ -200,6 +200,7 @@ mod tests {
         assert_eq!(last.to_ne_bytes(), [1, 2, 3, 4]);
     }
 
+    /// SC-4.
     #[test]
     fn mptcp_sockets_are_served_as_tcp_and_sctp_sockets_are_not_served() {
         assert_eq!(Proto::of_socket(262), Some(Proto::TCP));

@@ -70,7 +70,24 @@ pub struct Affinity {
 
 const _: () = assert!(size_of::<AffinityKey>() == 24 && size_of::<Affinity>() == 40, "no padding");
 
+impl AffinityKey {
+    /// Nobody's.
+    pub const NONE: Self =
+        Self { client: Client { addr: Addr::ANY_V6 }, service: ServiceId { index: 0 }, generation: 0 };
+}
+
 impl Affinity {
+    /// Of no key.
+    pub const NONE: Self = Self {
+        seen_ms: 0,
+        addr: Addr::ANY_V6,
+        port: 0,
+        pad: 0,
+        backend: BackendId::NONE,
+        generation: 0,
+        check: 0,
+    };
+
     /// That the client of `key` went to `target`, which is `backend` in its `generation`, at `now_ms`.
     pub const fn new(
         key: &AffinityKey,

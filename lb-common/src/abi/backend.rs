@@ -109,6 +109,8 @@ impl Backend {
     pub const IN_CLUSTER: u8 = 1;
     /// Bit of [`Backend::runs`].
     pub const IN_LOCAL: u8 = 2;
+    /// Bit of [`Backend::runs`]: its endpoint is on this node, so whatever it answers passes this node.
+    pub const HERE: u8 = 4;
 
     /// Whether a flow that remembers `generation` may still send to this backend.
     pub const fn serves(self, generation: u32) -> bool {

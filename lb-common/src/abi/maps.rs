@@ -22,13 +22,29 @@ pub const SOCK_TCP: &str = "lb_sock_tcp";
 pub const SOCK_UDP: &str = "lb_sock_udp";
 /// [`super::AffinityKey`] -> [`super::Affinity`]
 pub const AFFINITY: &str = "lb_affinity";
+/// Interface index (u32) -> [`super::Device`]
+pub const DEVICES: &str = "lb_devices";
+/// [`super::RangePrefix`] -> 1 (u32)
+pub const SRC_RANGES: &str = "lb_src_ranges";
+/// Number -> [`super::PortList`]
+pub const PORTS: &str = "lb_ports";
+/// [`super::FlowKey`] -> [`super::Flow`], IPv4, not proven
+pub const NEW4: &str = "lb_new4";
+/// The same for IPv6.
+pub const NEW6: &str = "lb_new6";
+/// [`super::FlowKey`] -> [`super::Flow`], IPv4, proven
+pub const FLOWS4: &str = "lb_flows4";
+/// The same for IPv6.
+pub const FLOWS6: &str = "lb_flows6";
+/// [`super::FragmentKey`] -> [`super::FragmentPorts`]; each loaded object has its own
+pub const FRAGMENTS: &str = "lb_frags";
 /// [`super::Reason`] -> u64 per CPU
 pub const REASONS: &str = "lb_reasons";
 
 /// Every map, in the order in which tools list them.
-pub const ALL: [&str; 12] = [
+pub const ALL: [&str; 19] = [
     FRONTENDS, ADDRESSES, SERVICES, SLOTS, BACKENDS, NETNS, CONFIG, META, SOCK_TCP, SOCK_UDP, AFFINITY,
-    REASONS,
+    DEVICES, SRC_RANGES, PORTS, NEW4, NEW6, FLOWS4, FLOWS6, REASONS,
 ];
 
 /// Entries of every agent-written map of a small cluster; larger maps are multiples of it.

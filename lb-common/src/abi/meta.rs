@@ -14,7 +14,7 @@ pub const ENTRIES: u32 = 16;
 /// Says that the maps of this folder are ours: "lb maps" in ASCII, read as a big-endian number.
 pub const MAGIC: u64 = 0x006c_6220_6d61_7073;
 /// Version of the layouts in this crate. A change of any key or value raises it.
-pub const LAYOUT: u64 = 3;
+pub const LAYOUT: u64 = 4;
 
 /// A version of three numbers as one word: 16 bits each, the patch level lowest.
 pub const fn version(major: u16, minor: u16, patch: u16) -> u64 {

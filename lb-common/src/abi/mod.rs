@@ -22,11 +22,15 @@ mod addr;
 mod affinity;
 mod backend;
 mod config;
+mod device;
+mod flow;
+mod fragment;
 mod frontend;
 pub mod maps;
 pub mod meta;
 #[cfg(feature = "user")]
 mod pod;
+mod probe;
 mod reason;
 mod service;
 mod sock;
@@ -34,10 +38,14 @@ mod sock;
 pub use addr::{Addr, L4Addr, Proto};
 pub use affinity::{Affinity, AffinityKey, Client};
 pub use backend::{Backend, BackendId, BackendState, Slot};
-pub use config::{Address, Config, Netns, SocketLb};
+pub use config::{Address, Config, Cover, Netns, PacketLb, SocketLb};
+pub use device::{Device, PortList, RangeKey, RangePrefix};
+pub use flow::{Addr4, Direction, Flow, FlowAddr, FlowBits, FlowKey, FlowState, Opened};
+pub use fragment::{FragmentKey, FragmentPorts};
 pub use frontend::{Frontend, FrontendKey, FrontendKind};
+pub use probe::Probe;
 pub use reason::Reason;
-pub use service::{Draining, Run, Service, ServiceFlags, ServiceId};
+pub use service::{Draining, Run, Service, ServiceFlags, ServiceId, Turn};
 pub use sock::{SockTcp, SockUdp, UDP_PEERS, UdpPeer};
 
 /// A map value that programs and the agent exchange in aligned 8-byte words, each loaded and stored whole.

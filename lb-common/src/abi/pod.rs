@@ -4,7 +4,10 @@
     reason = "Pod is an unsafe trait; this file is the only place in the crate that implements it"
 )]
 
-use super::{Addr, Address, Affinity, AffinityKey, Frontend, FrontendKey, Netns};
+use super::{
+    Addr, Addr4, Address, Affinity, AffinityKey, Backend, Config, Device, Flow, FlowKey, FragmentKey,
+    FragmentPorts, Frontend, FrontendKey, Netns, PortList, RangeKey, RangePrefix, Service, Slot,
+};
 
 /// Shows at build time that a type has no implicit padding: its size is the sum of its fields.
 macro_rules! pod {
@@ -21,5 +24,19 @@ pod!(Address, 4);
 pod!(FrontendKey, 16 + 2 + 1 + 1 + 4);
 pod!(Frontend, 4 + 1 + 1 + 2);
 pod!(Netns, 4);
+pod!(Config, 2 + 2 + 4 + 4 + 4 + 4 + 4 + 4 + 4 + 8 + 8);
+pod!(Service, 8 + 8 + 4 + 4 + 4 + 4);
+pod!(Slot, 16 + 2 + 2 + 4 + 4 + 4);
+pod!(Backend, 4 + 1 + 1 + 2);
+pod!(Device, 16 + 16 + 4 + 4 + 4 + 4);
+pod!(PortList, 8);
+pod!(RangeKey, 4 + 16);
+pod!(RangePrefix, 4 + 4 + 16);
+pod!(FlowKey<Addr4>, 4 + 4 + 2 + 2 + 1 + 3);
+pod!(FlowKey<Addr>, 16 + 16 + 2 + 2 + 1 + 3);
+pod!(Flow<Addr4>, 4 + 4 + 2 + 2 + 4 + 4 + 4 + 4 + 4 + 1 + 1 + 1 + 1 + 4);
+pod!(Flow<Addr>, 16 + 16 + 2 + 2 + 4 + 4 + 4 + 4 + 4 + 1 + 1 + 1 + 1 + 4);
 pod!(AffinityKey, 16 + 4 + 4);
+pod!(FragmentKey, 16 + 16 + 4 + 1 + 3);
+pod!(FragmentPorts, 2 + 2 + 4);
 pod!(Affinity, 8 + 16 + 2 + 2 + 4 + 4 + 4);

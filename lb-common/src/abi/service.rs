@@ -11,6 +11,13 @@ pub struct ServiceId {
     pub index: u32,
 }
 
+impl ServiceId {
+    /// No service port's: in `lb_src_ranges` it stands for the addresses of pods.
+    pub const PODS: Self = Self { index: u32::MAX };
+    /// Likewise: the ranges that cluster IPs are taken from.
+    pub const CLUSTER_IPS: Self = Self { index: u32::MAX - 1 };
+}
+
 /// A published range of slots, loaded and stored as one word: there is no moment between two sets of endpoints.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -59,6 +66,56 @@ impl Run {
         let offset = (random as u64).wrapping_mul(self.count as u64) >> 32;
         Some(self.base.wrapping_add(offset as u32))
     }
+
+    /// The slot whose turn it is; nothing if the run is empty. A remainder, because turns must not be stretched.
+    pub const fn turn(self, turn: u32) -> Option<u32> {
+        match turn.checked_rem(self.count as u32) {
+            Some(offset) => Some(self.base.wrapping_add(offset)),
+            None => None,
+        }
+    }
+}
+
+/// Value of `lb_turns`: whose turn is next on this CPU.
+///
+/// There are fewer of them than there may be services. One that another service has used since begins at a random turn: services
+/// that share it and are asked by turns would else meet every other backend.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Turn {
+    /// The next turn, wrapping.
+    pub next: u32,
+    /// Whose it is: the index of a [`ServiceId`] and 1; 0 means nobody's.
+    pub owner: u32,
+}
+
+impl Turn {
+    /// Entries of `lb_turns`, a power of two.
+    pub const ENTRIES: u32 = 1024;
+
+    /// Index of the entry of a service.
+    pub const fn index(service: ServiceId) -> u32 {
+        service.index & (Self::ENTRIES - 1)
+    }
+
+    /// The turn of a connection to `service`, and the entry after it.
+    #[inline(always)]
+    pub fn take(self, service: ServiceId, random: impl FnOnce() -> u32) -> (u32, Self) {
+        let owner = service.index.wrapping_add(1);
+        let turn = if self.owner == owner { self.next } else { random() };
+        (turn, Self { next: turn.wrapping_add(1), owner })
+    }
+}
+
+impl Words<1> for Turn {
+    fn to_words(&self) -> [u64; 1] {
+        [join32(self.next, self.owner)]
+    }
+
+    fn from_words([word]: [u64; 1]) -> Self {
+        let (next, owner) = split32(word);
+        Self { next, owner }
+    }
 }
 
 /// Bits of [`Service::flags`].
@@ -77,6 +134,13 @@ impl ServiceFlags {
     pub const RESTRICTED: Self = Self { bits: 2 };
     /// This node's own address is in one of those ranges (SR-3).
     pub const HOST_ALLOWED: Self = Self { bits: 4 };
+    /// Clients outside use the local run of every frontend but the cluster IP (`externalTrafficPolicy: Local`).
+    pub const EXTERNAL_LOCAL: Self = Self { bits: 8 };
+    /// Each CPU gives new connections to the slots in turn.
+    pub const ROUND_ROBIN: Self = Self { bits: 16 };
+    /// Both runs are Maglev tables: a packet's ends say which slot. Sockets choose at random, because connect() comes before the choice
+    /// of a source port.
+    pub const MAGLEV: Self = Self { bits: 32 };
 
     /// Whether every bit of `other` is set.
     pub const fn has(self, other: Self) -> bool {
@@ -194,6 +258,8 @@ const _: () = assert!(size_of::<Service>() == Service::WORDS * 8, "a Service is 
 
 #[cfg(test)]
 mod tests {
+    use std::vec::Vec;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -225,7 +291,26 @@ mod tests {
 
     #[test]
     fn an_empty_run_picks_nothing() {
-        assert_eq!(Run::EMPTY.pick(7), None);
+        assert_eq!((Run::EMPTY.pick(7), Run::EMPTY.turn(7)), (None, None));
+    }
+
+    #[test]
+    fn turns_go_round() {
+        let run = Run { base: 100, count: 3, generation: 9 };
+        let slots: Vec<u32> = (4..9).filter_map(|turn| run.turn(turn)).collect();
+        assert_eq!(slots, [101, 102, 100, 101, 102]);
+    }
+
+    #[test]
+    fn a_turn_goes_on_where_it_was_unless_it_is_of_another() {
+        let [one, other] = [ServiceId { index: 0 }, ServiceId { index: Turn::ENTRIES }];
+        assert_eq!(Turn::index(one), Turn::index(other));
+        let (first, turn) = Turn::default().take(one, || 40);
+        let (second, turn) = turn.take(one, || 7);
+        let (third, turn) = turn.take(other, || 9);
+        let (fourth, turn) = turn.take(one, || u32::MAX);
+        let (fifth, _) = turn.take(one, || 7);
+        assert_eq!([first, second, third, fourth, fifth], [40, 41, 9, u32::MAX, 0]);
     }
 
     #[test]

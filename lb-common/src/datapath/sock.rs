@@ -15,7 +15,7 @@
 //! unconnected socket. Both replies come from the backend, and both show the frontend.
 
 use super::{
-    select::{Chosen, Served, choose},
+    select::{Algorithm, Chosen, Room, Served, choose},
     tables::{Tables, owned_frontend},
 };
 use crate::abi::{
@@ -117,20 +117,21 @@ fn connect_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, proto: Proto, to
         }
         return Verdict::Pass;
     }
-    let Chosen { target, backend, generation } = if let Some(chosen) = choose(tables, &served) {
-        tables.count(Reason::Connect);
-        chosen
-    } else {
-        tables.count(Reason::RefusedConnect);
-        if socket.is_bound_to_device() {
-            return Verdict::RefuseHere;
-        }
-        if tcp {
-            return Verdict::Refuse;
-        }
-        let refusing = L4Addr { addr: to.addr.loopback(), port: REFUSING_UDP_PORT };
-        Chosen { target: refusing, backend: BackendId::NONE, generation: 0 }
-    };
+    let Chosen { target, backend, generation } =
+        if let Some(chosen) = choose(tables, &served, &mut Room::EMPTY.clone()) {
+            tables.count(Reason::Connect);
+            chosen
+        } else {
+            tables.count(Reason::RefusedConnect);
+            if socket.is_bound_to_device() {
+                return Verdict::RefuseHere;
+            }
+            if tcp {
+                return Verdict::Refuse;
+            }
+            let refusing = L4Addr { addr: to.addr.loopback(), port: REFUSING_UDP_PORT };
+            Chosen { target: refusing, backend: BackendId::NONE, generation: 0 }
+        };
     let remembered = if tcp {
         socket.remember_tcp(&SockTcp::new(to, target))
     } else {
@@ -183,7 +184,7 @@ fn send_to<T: Tables, S: Socket>(tables: &T, socket: &mut S, to: L4Addr) -> Verd
     }
     // What the frontend led to before serves no more, or not this frontend.
     let moved = opened && newest_with(socket, |socket, index| socket.udp_frontend(index) == to).is_some();
-    let Some(chosen) = choose(tables, &served) else {
+    let Some(chosen) = choose(tables, &served, &mut Room::EMPTY.clone()) else {
         tables.count(Reason::RefusedSend);
         return if socket.is_bound_to_device() { Verdict::RefuseHere } else { Verdict::Refuse };
     };
@@ -280,7 +281,8 @@ fn node_port<T: Tables, S: Socket>(tables: &T, socket: &S, proto: Proto, to: L4A
 fn served<T: Tables>(tables: &T, frontend: Frontend, client: Client, host: bool) -> Option<Served> {
     let service = frontend.service;
     if frontend.kind == FrontendKind::OtherPorts as u8 {
-        return Some(Served { service, client, run: Run::EMPTY, affinity_s: 0, member: 0 });
+        let algorithm = Algorithm::RANDOM;
+        return Some(Served { service, client, run: Run::EMPTY, affinity_s: 0, algorithm, member: 0 });
     }
     let Some((flags, affinity_s)) = tables.policy(service) else {
         tables.count(Reason::Dangling);
@@ -295,7 +297,7 @@ fn served<T: Tables>(tables: &T, frontend: Frontend, client: Client, host: bool)
     } else {
         (tables.cluster_run(service)?, Backend::IN_CLUSTER)
     };
-    Some(Served { service, client, run, affinity_s, member })
+    Some(Served { service, client, run, affinity_s, algorithm: Algorithm::of_socket(flags), member })
 }
 
 /// Whether a hook may serve a client of this node at a frontend of this kind: of a load-balancer address with source

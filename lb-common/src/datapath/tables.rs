@@ -25,8 +25,8 @@ pub trait Tables {
     fn backend(&self, id: BackendId) -> Option<Backend>;
     /// What is special about a network namespace.
     fn netns(&self, cookie: u64) -> Option<Netns>;
-    /// Where a client went last. May be another key's entry, see [`Affinity::is_of`].
-    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+    /// Copies where a client went last; false if that is not known. May be another key's entry, see [`Affinity::is_of`].
+    fn affinity(&self, key: &AffinityKey, into: &mut Affinity) -> bool;
     /// Notes where a client goes. Without `replaces` only if there is no entry; false if nothing was noted.
     fn put_affinity(&self, key: &AffinityKey, entry: &Affinity, replaces: bool) -> bool;
     /// Notes when a client has connected, if it has an entry.
@@ -37,6 +37,8 @@ pub trait Tables {
     fn config(&self) -> Config;
     /// 32 uniformly random bits.
     fn random(&self) -> u32;
+    /// The turn of a connection to this service, as [`Turn`](crate::abi::Turn) says.
+    fn turn(&self, service: ServiceId) -> u32;
     /// Counts one event.
     fn count(&self, reason: Reason);
 }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::worker::Round;
+use super::worker::{Asking, Round};
 use crate::{Netns, Pod, Process, Topology, binary};
 
 /// Client and server share this CPU in every lane: a second one would measure the scheduler.
@@ -29,15 +29,24 @@ pub struct Lane {
 }
 
 impl Lane {
-    /// Builds the namespaces and starts the server.
+    /// Builds the namespaces and starts a server for connections.
     pub fn new(name: &'static str) -> Result<Self> {
+        Self::with_server(name, "serve")
+    }
+
+    /// The same with a server for requests.
+    pub fn for_requests(name: &'static str) -> Result<Self> {
+        Self::with_server(name, "answer")
+    }
+
+    fn with_server(name: &'static str, role: &str) -> Result<Self> {
         let topology = Topology::single()?;
         let node = topology.node(1);
         let client = node.add_pod("client", Ipv4Addr::new(10, 1, 1, 10))?;
         let server = node.add_pod("server", Ipv4Addr::new(10, 1, 2, 10))?;
         let addrs = backends(&server);
         let mut command = server.command(binary("bench-worker")?);
-        command.args(["--cpu", CPU, "serve"]).args(addrs.iter().map(ToString::to_string));
+        command.args(["--cpu", CPU, role]).args(addrs.iter().map(ToString::to_string));
         let mut process = Process::start("bench-worker", command.stdout(Stdio::piped()))?;
         let stdout = process.child().stdout.take().context("the server has an output")?;
         let mut line = String::new();
@@ -63,9 +72,20 @@ impl Lane {
 
     /// One round of the client.
     pub fn run(&self, targets: &[SocketAddr], time: Duration) -> Result<Round> {
+        self.client(&["load"], targets, time)
+    }
+
+    /// One round of a client that asks.
+    pub fn ask(&self, to: SocketAddr, asking: Asking, time: Duration) -> Result<Round> {
+        self.client(&["ask", "--how", &serde_json::to_string(&asking)?], &[to], time)
+    }
+
+    fn client(&self, role: &[&str], targets: &[SocketAddr], time: Duration) -> Result<Round> {
         let mut command = self.client.command(binary("bench-worker")?);
         command
-            .args(["--cpu", CPU, "load", "--ms", &time.as_millis().to_string()])
+            .args(["--cpu", CPU])
+            .args(role)
+            .args(["--ms", &time.as_millis().to_string()])
             .args(targets.iter().map(ToString::to_string));
         let output = command.stderr(Stdio::inherit()).output().context("cannot run the client")?;
         ensure!(output.status.success(), "the client of {} failed", self.name);

@@ -16,9 +16,14 @@ use serde_json::{Value, json};
 
 use super::lane::PORT;
 use crate::{
-    Netns, Place as _,
-    control_plane::{ControlPlane, objects},
+    Netns, Node, Place as _,
+    control_plane::{ControlPlane, KubeProxy, Link, ProxyMode, objects},
 };
+
+/// Names of the peers, in tables and as Nodes.
+pub const NFTABLES: &str = "nftables";
+/// See [`NFTABLES`].
+pub const IPTABLES: &str = "iptables";
 
 /// Port of every Service.
 pub const SERVICE_PORT: u16 = 80;
@@ -160,6 +165,17 @@ pub fn shorten_conntrack(netns: &Netns) -> Result<()> {
     netns.sysctl("net.netfilter.nf_conntrack_tcp_timeout_close", "1")
 }
 
+/// Forgets what connection tracking knows in a namespace.
+///
+/// # Errors
+/// conntrack(8) is not installed, or fails.
+pub fn forget(netns: &Netns) -> Result<()> {
+    let output = Command::new("conntrack").arg("-F").in_netns(netns).output();
+    let output = output.context("cannot run conntrack(8): install the package conntrack")?;
+    ensure!(output.status.success(), "conntrack -F: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 fn output(netns: &Netns, program: &str, words: &[&str]) -> Result<String> {
     let output = Command::new(program)
         .args(words)
@@ -187,3 +203,84 @@ fn feed(netns: &Netns, program: &str, words: &[&str], input: &str) -> Result<()>
 
 /// Long enough for kube-proxy at 10,000 Services on a small machine.
 pub const PROGRAMMING: Duration = Duration::from_mins(10);
+
+/// Real kube-proxies and what they have programmed so far. Dropping this ends them; their rules stay.
+#[derive(Debug)]
+pub struct Peers<'a> {
+    control_plane: &'a ControlPlane,
+    nodes: [&'a Netns; 2],
+    proxies: Option<[KubeProxy<'a>; 2]>,
+    _links: Vec<Link<'a>>,
+    created: u32,
+    padded: u32,
+}
+
+impl<'a> Peers<'a> {
+    /// Starts one in nftables mode on the first node and one in iptables mode on the second.
+    ///
+    /// # Errors
+    /// Those of [`KubeProxy::start`] and of the control plane.
+    pub fn start(control_plane: &'a ControlPlane, nodes: [&'a Node; 2]) -> Result<Self> {
+        let mut links = Vec::new();
+        for (name, node) in [NFTABLES, IPTABLES].into_iter().zip(nodes) {
+            let addresses = [node.ipv4.to_string(), node.ipv6.to_string()];
+            let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+            control_plane.apply(&objects::node(name, &addresses))?;
+            links.push(control_plane.link(&node.netns)?);
+        }
+        let [nftables, iptables] = nodes.map(|node| &*node.netns);
+        let proxies = [
+            KubeProxy::start(control_plane, nftables, NFTABLES, ProxyMode::Nftables)?,
+            KubeProxy::start(control_plane, iptables, IPTABLES, ProxyMode::Iptables)?,
+        ];
+        let nodes = [nftables, iptables];
+        Ok(Self { control_plane, nodes, proxies: Some(proxies), _links: links, created: 0, padded: 0 })
+    }
+
+    /// Waits until both, if they still run, serve a TCP port.
+    ///
+    /// # Errors
+    /// One of them does not.
+    pub fn wait_programmed(&self, ip: IpAddr, port: u16) -> Result<()> {
+        self.proxies.iter().flatten().try_for_each(|proxy| proxy.wait_programmed(ip, port, PROGRAMMING))
+    }
+
+    /// Brings the real rule sets to `size` Services, and says what is not real about them: beyond `real` they are padded.
+    ///
+    /// # Errors
+    /// Those of kube-proxy and of its tools.
+    pub fn load(&mut self, size: u32, real: u32, backends: [SocketAddr; 2]) -> Result<Option<String>> {
+        let wanted = size.min(real.max(1));
+        if wanted > self.created {
+            // Which Services are probed depends on the size: those of a smaller cluster stay served.
+            create(self.control_plane, self.created..wanted, size.min(wanted), backends)?;
+            self.created = wanted;
+        }
+        for number in [0, wanted - 1] {
+            for ip in cluster_ips(number) {
+                self.wait_programmed(ip, SERVICE_PORT)?;
+            }
+        }
+        for proxy in self.proxies.iter().flatten() {
+            proxy.wait_idle(Duration::from_secs(2), PROGRAMMING)?;
+        }
+        let [nftables, iptables] = self.nodes;
+        for netns in self.nodes {
+            shorten_conntrack(netns)?;
+        }
+        if size <= self.created {
+            return Ok(None);
+        }
+        // A running kube-proxy would undo what it did not write.
+        self.proxies = None;
+        let from = self.padded.max(self.created);
+        pad_nftables(nftables, from..size)?;
+        pad_iptables(iptables, from..size)?;
+        self.padded = size;
+        Ok(Some(format!(
+            "rules of {} Services by kube-proxy, {} more of their shape",
+            self.created,
+            size - self.created
+        )))
+    }
+}

@@ -7,12 +7,14 @@ use serde::Serialize;
 use super::{stats::Spread, worker::Round};
 
 /// Why writing to a String is never an error.
-const FITS: &str = "a String takes any text";
+pub(super) const FITS: &str = "a String takes any text";
 
 /// The lane that the others are compared with, and its twin.
 pub const DIRECT: [&str; 2] = ["direct", "direct again"];
 /// The lane that is ours.
 pub const OURS: &str = "lb-agent";
+/// Ours with XDP at the cables.
+pub const OURS_XDP: &str = "lb-agent XDP";
 
 /// All rounds of one size and family.
 #[derive(Debug, Default, Serialize)]
@@ -106,6 +108,12 @@ impl Cell {
         }
         text
     }
+}
+
+/// Says at the end of a lane's line which peers it is slower than.
+pub(super) fn mark(below: impl Iterator<Item = &'static str>) -> String {
+    let below: Vec<&str> = below.collect();
+    if below.is_empty() { String::new() } else { format!("  BELOW {}", below.join(", ")) }
 }
 
 /// A goal and what was reached.

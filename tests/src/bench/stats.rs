@@ -35,9 +35,21 @@ impl Spread {
     }
 }
 
+/// In which order lanes take turns: another one begins each round, and who comes before whom changes from one to the next.
+pub fn order(lanes: usize, round: usize) -> impl Iterator<Item = usize> {
+    let there = move |step| if round.is_multiple_of(2) { step } else { lanes - 1 - step };
+    (0..lanes).map(move |step| (there(step) + round) % lanes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_lanes_take_turns_and_not_always_after_the_same_one() {
+        let turns = |round| order(4, round).collect::<Vec<_>>();
+        assert_eq!((turns(0), turns(1), turns(2)), (vec![0, 1, 2, 3], vec![0, 3, 2, 1], vec![2, 3, 0, 1]));
+    }
 
     #[test]
     fn the_median_of_an_odd_number_of_values_is_the_middle_one() {

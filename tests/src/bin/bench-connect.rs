@@ -18,17 +18,14 @@ use lb_tests::{
     Agent, Home,
     bench::{
         lane::Lane,
-        peers::{self, PROGRAMMING},
+        peers::{self, IPTABLES, NFTABLES, Peers},
         plot,
         report::{Cell, DIRECT, Goal, OURS, goals},
     },
-    control_plane::{ControlPlane, KubeProxy, Link, ProxyMode, objects},
+    control_plane::ControlPlane,
     privilege,
 };
 use serde_json::json;
-
-const NFTABLES: &str = "nftables";
-const IPTABLES: &str = "iptables";
 
 /// Rate and latency of new connections.
 #[derive(Debug, Parser)]
@@ -88,14 +85,6 @@ fn run(args: &Args) -> Result<bool> {
     bench.report(args, &names)
 }
 
-/// Real kube-proxies and what they have programmed so far.
-struct Peers<'a> {
-    control_plane: &'a ControlPlane,
-    proxies: Option<[KubeProxy<'a>; 2]>,
-    created: u32,
-    padded: u32,
-}
-
 impl Bench {
     fn lane(&self, name: &str) -> Result<&Lane> {
         self.lanes.iter().find(|lane| lane.name == name).context("every lane exists")
@@ -105,27 +94,13 @@ impl Bench {
         let control_plane = ControlPlane::start()?;
         let lanes = core::mem::take(&mut self.lanes);
         let peer = |name: &str| lanes.iter().find(|lane| lane.name == name).context("every lane exists");
-        let (nftables, iptables) = (peer(NFTABLES)?, peer(IPTABLES)?);
-        let mut links: Vec<Link> = Vec::new();
-        for lane in [nftables, iptables] {
-            let node = lane.node();
-            let addresses = [node.ipv4.to_string(), node.ipv6.to_string()];
-            let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
-            control_plane.apply(&objects::node(lane.name, &addresses))?;
-            links.push(control_plane.link(lane.netns())?);
-        }
-        let proxies = [
-            KubeProxy::start(&control_plane, nftables.netns(), NFTABLES, ProxyMode::Nftables)?,
-            KubeProxy::start(&control_plane, iptables.netns(), IPTABLES, ProxyMode::Iptables)?,
-        ];
-        let mut peers =
-            Peers { control_plane: &control_plane, proxies: Some(proxies), created: 0, padded: 0 };
+        let nodes = [peer(NFTABLES)?.node(), peer(IPTABLES)?.node()];
+        let mut peers = Peers::start(&control_plane, nodes)?;
         let mut inner = Self { lanes: Vec::new(), home: Home::new("bench-peers")?, cells: Vec::new() };
         core::mem::swap(&mut inner.home, &mut self.home);
         let result = inner.sizes_over(&lanes, args, Some(&mut peers));
         self.cells = inner.cells;
         drop(peers);
-        drop(links);
         self.lanes = lanes;
         result
     }
@@ -149,7 +124,7 @@ impl Bench {
             let agent = Agent::start(ours.node(), &self.home)?;
             let mut remark = None;
             if let Some(peers) = &mut peers {
-                remark = peers.load(lanes, size, args.real, backends)?;
+                remark = peers.load(size, args.real, backends)?;
             }
             for v6 in [false, true] {
                 let mut cell = Cell { size, family: if v6 { 6 } else { 4 }, ..Cell::default() };
@@ -212,52 +187,6 @@ fn flawless(cell: &Cell) -> Vec<Goal> {
         goal(format!("no failed connect: {place}"), ours.failures, 0),
         goal(format!("no more stalls than direct: {place}"), ours.stalls, direct.unwrap_or(0)),
     ]
-}
-
-impl Peers<'_> {
-    /// Brings the real rule sets to `size`, and says what is not real about them.
-    fn load(
-        &mut self,
-        lanes: &[Lane],
-        size: u32,
-        real: u32,
-        backends: [std::net::SocketAddr; 2],
-    ) -> Result<Option<String>> {
-        let peer = |name: &str| lanes.iter().find(|lane| lane.name == name).context("every lane exists");
-        let wanted = size.min(real.max(1));
-        if wanted > self.created {
-            // Which Services are probed depends on the size: those of a smaller cluster stay served.
-            peers::create(self.control_plane, self.created..wanted, size.min(wanted), backends)?;
-            self.created = wanted;
-        }
-        if let Some(proxies) = &self.proxies {
-            for proxy in proxies {
-                for number in [0, wanted - 1] {
-                    for ip in peers::cluster_ips(number) {
-                        proxy.wait_programmed(ip, peers::SERVICE_PORT, PROGRAMMING)?;
-                    }
-                }
-                proxy.wait_idle(Duration::from_secs(2), PROGRAMMING)?;
-            }
-        }
-        for lane in [peer(NFTABLES)?, peer(IPTABLES)?] {
-            peers::shorten_conntrack(lane.netns())?;
-        }
-        if size <= self.created {
-            return Ok(None);
-        }
-        // A running kube-proxy would undo what it did not write.
-        self.proxies = None;
-        let from = self.padded.max(self.created);
-        peers::pad_nftables(peer(NFTABLES)?.netns(), from..size)?;
-        peers::pad_iptables(peer(IPTABLES)?.netns(), from..size)?;
-        self.padded = size;
-        Ok(Some(format!(
-            "rules of {} Services by kube-proxy, {} more of their shape",
-            self.created,
-            size - self.created
-        )))
-    }
 }
 
 #[cfg(test)]

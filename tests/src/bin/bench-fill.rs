@@ -113,7 +113,8 @@ fn empty(services: u32, endpoints: u32) -> Result<(Bpffs, PinDir, Reconciler)> {
         backends: room(services * endpoints),
         ..Capacities::default()
     };
-    let switches = Switches { host_netns: 0, has_set_retval: true, has_mptcp: false };
+    let switches =
+        Switches { host_netns: 0, has_set_retval: true, has_mptcp: false, has_coarse_clock: false };
     let Loaded { maps, .. } = load(&pins, switches, need, || {})?;
     Ok((bpffs, pins, Reconciler::restore(maps, SocketLb::ALL)?))
 }

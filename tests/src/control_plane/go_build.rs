@@ -1,6 +1,6 @@
-//! Builds the programs of the control plane once, from the Go module `tests/control-plane`.
+//! Builds Go programs once: those of the control plane, from the module `tests/control-plane`, and those of a real cluster.
 //!
-//! Results are kept in `target/control-plane/<hash of go.mod and go.sum>/`. A file with its final name
+//! Results are kept in a folder for each state of the module (`target/control-plane/<hash of go.mod and go.sum>/`). A file with its final name
 //! there is whole: a program is built under another name and renamed. A lock on the folder keeps parallel
 //! runs from building twice.
 
@@ -12,7 +12,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use xtask::control_plane::{Program, module_folder, remedy};
+use xtask::control_plane::{Program, fingerprint, module_folder, remedy};
 use xtask::go::Go;
 
 use super::daemon::die_with_this_thread;
@@ -21,16 +21,48 @@ use super::shared::NO_CLUSTER_VARIABLE;
 /// How often a running build says that it is still there.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
-/// The path of `program` in `folder`, built first if needed.
-pub(super) fn ensure(program: Program, folder: &Path) -> Result<PathBuf> {
-    let path = folder.join(program.name());
+/// What is built, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Recipe {
+    /// The name of the file.
+    pub(crate) name: &'static str,
+    /// The folder of the Go module.
+    pub(crate) module: PathBuf,
+    /// The package of the program.
+    pub(crate) package: &'static str,
+    /// Whether the program is the package's tests.
+    pub(crate) is_test: bool,
+}
+
+impl From<Program> for Recipe {
+    fn from(program: Program) -> Self {
+        Self { name: program.name(), module: module_folder(), package: program.package(), is_test: false }
+    }
+}
+
+impl Recipe {
+    /// The folder below `cache` for what is built from the module as it is now.
+    ///
+    /// # Errors
+    /// The module cannot be read.
+    pub(crate) fn folder(&self, cache: &Path) -> Result<PathBuf> {
+        Ok(cache.join(fingerprint(&self.module)?))
+    }
+}
+
+/// The path of what `recipe` gives in `folder`, built first if needed.
+///
+/// # Errors
+/// There is no usable Go, or the build fails.
+pub(crate) fn ensure(recipe: &Recipe, folder: &Path) -> Result<PathBuf> {
+    let path = folder.join(recipe.name);
     if path.is_file() {
         return Ok(path);
     }
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let _lock = lock(folder)?;
     if !path.is_file() {
-        build(program, folder)?;
+        build(recipe, folder)?;
     }
     Ok(path)
 }
@@ -47,16 +79,22 @@ fn lock(folder: &Path) -> Result<File> {
     Ok(file)
 }
 
-fn build(program: Program, folder: &Path) -> Result<()> {
+fn build(recipe: &Recipe, folder: &Path) -> Result<()> {
     let go = Go::find().context(without_go())?;
+    let program = recipe.name;
     let unfinished = folder.join(format!("{program}.unfinished"));
     say(&format!("building {program} (once; kept in {})", folder.display()));
     let start = Instant::now();
-    let mut command = go.command("build");
+    let mut command = go.command(if recipe.is_test { "test" } else { "build" });
+    if recipe.is_test {
+        // Only built, and not looked through for mistakes: it is not ours.
+        command.args(["-c", "-vet=off"]);
+    }
     command
+        .current_dir(&recipe.module)
         .args(["-trimpath", "-buildvcs=false", "-ldflags", &link_flags()?, "-o"])
         .arg(&unfinished)
-        .arg(program.package())
+        .arg(recipe.package)
         .env("CGO_ENABLED", "0")
         .stdin(Stdio::null());
     die_with_this_thread(&mut command);
@@ -65,7 +103,7 @@ fn build(program: Program, folder: &Path) -> Result<()> {
     if !status.success() {
         bail!("go build of {program} ended with {status}; its messages are above");
     }
-    fs::rename(&unfinished, folder.join(program.name())).context("cannot rename what was built")?;
+    fs::rename(&unfinished, folder.join(program)).context("cannot rename what was built")?;
     say(&format!("built {program} in {} s", start.elapsed().as_secs()));
     Ok(())
 }
@@ -95,8 +133,9 @@ fn link_flags() -> Result<String> {
 }
 
 /// The version of `k8s.io/kubernetes` that the text of a `go.mod` requires.
-fn kubernetes_version(go_mod: &str) -> Option<&str> {
-    go_mod.lines().find_map(|line| line.trim().strip_prefix("k8s.io/kubernetes ")?.split_whitespace().next())
+pub(crate) fn kubernetes_version(go_mod: &str) -> Option<&str> {
+    let required = go_mod.lines().map(|line| line.trim().trim_start_matches("require "));
+    required.into_iter().find_map(|line| line.strip_prefix("k8s.io/kubernetes ")?.split_whitespace().next())
 }
 
 /// What a person without Go and without assets can do.
@@ -111,7 +150,7 @@ fn without_go() -> String {
 /// silent about.
 fn say(message: &str) {
     // There is nobody to tell when standard error is closed.
-    drop(io::stderr().write_all(format!("control plane: {message}\n").as_bytes()));
+    drop(io::stderr().write_all(format!("lb-tests: {message}\n").as_bytes()));
 }
 
 #[cfg(test)]

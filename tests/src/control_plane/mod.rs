@@ -22,7 +22,7 @@
 mod components;
 mod daemon;
 mod fault_proxy;
-mod go_build;
+pub(crate) mod go_build;
 mod kube_proxy;
 mod kubeconfig;
 mod link;
@@ -44,7 +44,7 @@ pub use link::Link;
 pub use namespace::Namespace;
 pub use programs::find;
 pub use runtime::NetnsRuntime;
-pub use server::ControlPlane;
+pub use server::{ControlPlane, Kubelets};
 pub use shared::{NO_CLUSTER_VARIABLE, is_left_out};
 pub use xtask::control_plane::{ASSETS_VARIABLE, Program, cache_folder};
 

@@ -9,7 +9,10 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
-/// Writes `ca.crt`, the API server's `server.crt` and `server.key`, and the keys `sa.key` and `sa.pub` of
+/// The certificate of the authority in the folder.
+pub(super) const AUTHORITY: &str = "ca.crt";
+
+/// Writes [`AUTHORITY`], the API server's `server.crt` and `server.key`, and the keys `sa.key` and `sa.pub` of
 /// service-account tokens into `folder`. `names` are the addresses and DNS names the server's certificate
 /// is good for.
 ///
@@ -20,7 +23,7 @@ pub(super) fn write(folder: &Path, names: &[&str]) -> Result<()> {
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     let authority_key = KeyPair::generate()?;
-    write_file(folder, "ca.crt", &authority.self_signed(&authority_key)?.pem())?;
+    write_file(folder, AUTHORITY, &authority.self_signed(&authority_key)?.pem())?;
 
     let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
     let mut server = CertificateParams::new(names).context("a name of the API server")?;

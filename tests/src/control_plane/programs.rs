@@ -21,7 +21,7 @@ pub fn find(program: Program) -> Result<PathBuf> {
     if let Some(path) = folders.find(program)? {
         return Ok(path);
     }
-    let built = go_build::ensure(program, &folders.cache);
+    let built = go_build::ensure(&program.into(), &folders.cache);
     match folders.assets {
         Some(assets) => built.with_context(|| {
             format!("{ASSETS_VARIABLE}={} has no {program}, so it is built", assets.display())

@@ -29,6 +29,12 @@ impl RunFolder {
         Ok(Self(folder))
     }
 
+    /// A folder that somebody else looks after, made if need be.
+    pub(super) fn at(folder: &Path) -> Result<Self> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        Ok(Self(folder.to_owned()))
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.0
     }

@@ -33,11 +33,21 @@ const STOP_PATIENCE: Duration = Duration::from_secs(20);
 const OTHER_NAMES: [&str; 6] =
     ["127.0.0.1", "::1", "10.0.0.1", "fd00:10::1", "localhost", "kubernetes.default.svc"];
 
+/// Who does the work of kubelets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kubelets {
+    /// Tests do: they write what kubelets would. Some controllers run, and no scheduler.
+    Played,
+    /// Kubelets run: every controller, the scheduler and service accounts.
+    Real,
+}
+
 /// A running control plane in a network namespace of its own. Dropping it ends it; the logs stay in
 /// [`Self::folder`] until the next run.
 // Fields drop in this order: programs before the namespace, files last.
 #[derive(Debug)]
 pub struct ControlPlane {
+    scheduler: Option<Daemon>,
     controllers: Daemon,
     api_server: Mutex<Option<Daemon>>,
     etcd: Daemon,
@@ -47,6 +57,7 @@ pub struct ControlPlane {
     token: String,
     files: AtomicU32,
     links: Mutex<u8>,
+    kubelets: Kubelets,
     folder: RunFolder,
 }
 
@@ -66,13 +77,25 @@ impl ControlPlane {
     /// The process is not root, the programs cannot be had, or one of them does not start: then the end of its log is
     /// in the message.
     pub fn start() -> Result<Self> {
-        let folder = RunFolder::make()?;
+        Self::start_with(RunFolder::make()?, None)
+    }
+
+    /// Starts one for real kubelets, with its files in `folder`; `scheduler` is the program of that name.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn for_kubelets(folder: &Path, scheduler: &Path) -> Result<Self> {
+        Self::start_with(RunFolder::at(folder)?, Some(scheduler))
+    }
+
+    fn start_with(folder: RunFolder, scheduler: Option<&Path>) -> Result<Self> {
+        let kubelets = if scheduler.is_some() { Kubelets::Real } else { Kubelets::Played };
         let path = folder.path();
         let token = random_token()?;
         std::fs::write(path.join("tokens.csv"), format!("{token},admin,admin,\"system:masters\"\n"))?;
         pki::write(path, &[&OTHER_NAMES[..], &API_ADDRESSES[..]].concat())?;
         let local = path.join("kubeconfig");
-        kubeconfig::write(&local, LOCAL_URL, &path.join("ca.crt"), &token, Trust::Authority)?;
+        kubeconfig::write(&local, LOCAL_URL, &path.join(pki::AUTHORITY), &token, Trust::Authority)?;
 
         let runtime = NetnsRuntime::start(network()?)?;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on 127.0.0.1")?;
@@ -82,11 +105,15 @@ impl ControlPlane {
             Daemon::start(name, command, runtime.netns(), &path.join(format!("{name}.log")))
         };
         let etcd = run("etcd", components::etcd(path)?)?;
-        let api_server = run("kube-apiserver", components::api_server(path)?)?;
+        let api_server = run("kube-apiserver", components::api_server(path, kubelets)?)?;
         let client = runtime.run(kubeconfig::client(local.clone()))?;
         wait_ready(&runtime, &client, &[&etcd, &api_server])?;
-        let controllers = run("kube-controller-manager", components::controller_manager(path, &local)?)?;
+        let controllers =
+            run("kube-controller-manager", components::controller_manager(path, &local, kubelets)?)?;
+        let scheduler = scheduler.map(|program| components::scheduler(program, &local));
+        let scheduler = scheduler.map(|command| run("kube-scheduler", command)).transpose()?;
         Ok(Self {
+            scheduler,
             controllers,
             api_server: Mutex::new(Some(api_server)),
             etcd,
@@ -96,6 +123,7 @@ impl ControlPlane {
             token,
             files: AtomicU32::new(0),
             links: Mutex::new(0),
+            kubelets,
             folder,
         })
     }
@@ -158,7 +186,7 @@ impl ControlPlane {
 
     /// The certificate (PEM) of the authority that signed the API server's.
     pub fn authority(&self) -> PathBuf {
-        self.folder().join("ca.crt")
+        self.folder().join(pki::AUTHORITY)
     }
 
     /// The administrator's bearer token.
@@ -189,7 +217,7 @@ impl ControlPlane {
         if running.is_some() {
             return Ok(());
         }
-        let command = components::api_server(self.folder())?;
+        let command = components::api_server(self.folder(), self.kubelets)?;
         let log = self.folder().join("kube-apiserver.log");
         let server = running.insert(Daemon::start("kube-apiserver", command, self.netns(), &log)?);
         wait_ready(&self.runtime, &self.client(), &[&self.etcd, server])
@@ -216,9 +244,10 @@ impl ControlPlane {
             .concat()
     }
 
-    /// Fails with the end of a log when etcd or the controller manager has ended.
+    /// Fails with the end of a log when etcd, the controller manager or the scheduler has ended.
     pub fn check_running(&self) -> Result<()> {
         self.etcd.check_running()?;
+        self.scheduler.as_ref().map_or(Ok(()), Daemon::check_running)?;
         self.controllers.check_running()
     }
 

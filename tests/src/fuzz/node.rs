@@ -18,8 +18,17 @@ use crate::scenario::{Cluster, Driver};
 const NAME: &str = "node-1";
 
 /// Small: maps are read whole after every pass, and what does not fit is worth meeting.
-const CAPACITIES: Capacities =
-    Capacities { frontends: 64, addresses: 1, services: 32, slots: 128, backends: 64, affinity: 1 };
+const CAPACITIES: Capacities = Capacities {
+    frontends: 64,
+    addresses: 1,
+    services: 32,
+    slots: 128,
+    backends: 64,
+    affinity: 1,
+    ranges: 16,
+    flows4: 1,
+    flows6: 1,
+};
 
 /// More grace periods than any state needs to come to rest.
 const MANY: usize = 50;

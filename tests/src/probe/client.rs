@@ -185,7 +185,7 @@ impl Client {
 }
 
 /// socket(), options and bind().
-fn prepare(kind: Type, protocol: Protocol, to: SocketAddr, via: &Via) -> Result<Socket, Failure> {
+pub(super) fn prepare(kind: Type, protocol: Protocol, to: SocketAddr, via: &Via) -> Result<Socket, Failure> {
     let domain = Domain::for_address(shape(to, via.mapped));
     let socket = Socket::new(domain, kind, Some(protocol)).map_err(at(Step::Socket))?;
     let limit = Some(Duration::from_millis(via.timeout_ms.max(1)));

@@ -40,15 +40,20 @@ use serde_json::Value;
 use crate::{Cgroup, Netns, Place as _, Process, binary};
 
 mod client;
+mod hold;
 mod load;
 mod options;
 pub mod protocol;
 mod server;
 mod survey;
+mod transfer;
 pub mod worker;
 
-pub use options::{Attempt, FastOpen, Look, Many, Protocol, Receiver, Serve, Survey, Tcp, Udp, Via};
-pub use protocol::{Answer, Failure, Handle, Opened, Reached, Received, Seen, Step, Tally};
+pub use options::{
+    Attempt, Ends, FastOpen, Hold, Look, Many, Protocol, Receiver, Serve, Survey, Task, Tcp, Transfers, Udp,
+    Via,
+};
+pub use protocol::{Answer, Failure, Handle, Holding, Moved, Opened, Reached, Received, Seen, Step, Tally};
 
 use protocol::Request;
 
@@ -253,6 +258,22 @@ impl Probe {
     /// Looks at many destinations at once; what was seen is in the order of the looks.
     pub fn survey(&self, survey: &Survey) -> Result<Vec<Seen>, ProbeError> {
         self.ask(&Request::Survey(survey.clone()), STEP)
+    }
+
+    /// Moves many bytes over several connections at once.
+    pub fn transfer(&self, transfers: &Transfers) -> Result<Vec<Result<Moved, Failure>>, ProbeError> {
+        self.ask(&Request::Transfers(transfers.clone()), STEP)
+    }
+
+    /// Opens many connections and keeps them.
+    pub fn hold(&self, hold: &Hold) -> Result<(Handle, Holding), ProbeError> {
+        let time = Duration::from_secs(hold.count.checked_div(hold.per_second).unwrap_or_default());
+        self.ask(&Request::Hold(hold.clone()), time + STEP)
+    }
+
+    /// Lets each of these connections say something.
+    pub fn check(&self, handle: Handle) -> Result<Holding, ProbeError> {
+        self.ask(&Request::Check { handle }, STEP)
     }
 
     /// Cookie of the probe's network namespace (`SO_NETNS_COOKIE`, Linux 5.14): the key by which programs

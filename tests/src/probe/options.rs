@@ -1,9 +1,11 @@
 //! What a test asks for: servers, clients, loads, and how each is made.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use super::protocol::Handle;
 
 /// How long one step of a socket's life may take unless a test says otherwise: it is expected to succeed, on a slow
 /// machine too.
@@ -18,7 +20,23 @@ pub enum Protocol {
     Udp,
 }
 
-/// A server that answers each line (TCP) or datagram (UDP) with an [`Answer`](super::protocol::Answer).
+/// What a TCP server does with its connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Task {
+    /// Answers each line with an [`Answer`](super::protocol::Answer).
+    #[default]
+    Answer,
+    /// The same, and its name is followed by the address that the client has meant, before a rule of its own has redirected it:
+    /// `NAME for ADDRESS:PORT` (`SO_ORIGINAL_DST`).
+    Redirected,
+    /// The other end of [`Transfers`].
+    Transfer,
+    /// The other end of [`Hold`]: sends every byte back, on any number of connections.
+    Echo,
+}
+
+/// A server. It answers each line (TCP, unless [`Serve::task`] says otherwise) or datagram (UDP) with an
+/// [`Answer`](super::protocol::Answer).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Serve {
     /// What it calls itself in answers.
@@ -32,12 +50,15 @@ pub struct Serve {
     pub dual: bool,
     /// Listen with an MPTCP socket.
     pub mptcp: bool,
+    /// For TCP.
+    pub task: Task,
 }
 
 impl Serve {
     /// A TCP server.
     pub fn tcp(name: &str, at: SocketAddr) -> Self {
-        Self { name: name.to_owned(), protocol: Protocol::Tcp, at, dual: false, mptcp: false }
+        let name = name.to_owned();
+        Self { name, protocol: Protocol::Tcp, at, dual: false, mptcp: false, task: Task::Answer }
     }
 
     /// A UDP server.
@@ -55,6 +76,12 @@ impl Serve {
     #[must_use]
     pub fn mptcp(self) -> Self {
         Self { mptcp: true, ..self }
+    }
+
+    /// Does this with TCP connections.
+    #[must_use]
+    pub fn task(self, task: Task) -> Self {
+        Self { task, ..self }
     }
 }
 
@@ -337,6 +364,112 @@ pub struct Survey {
 impl Survey {
     /// Most threads of a survey: nearly all of them wait for silent destinations.
     pub const MAX_THREADS: u32 = 256;
+}
+
+/// Who is first to end its direction of a [transfer](Transfers).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ends {
+    /// Both send at once; whoever is done says so.
+    Both,
+    /// The client sends and ends its direction; only then the server begins.
+    Client,
+    /// The server sends and closes, and the client sends nothing.
+    Server,
+}
+
+/// TCP connections at the same time that move many bytes, each of which is compared with what it should be.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[must_use]
+pub struct Transfers {
+    /// Where they go: a server with [`Task::Transfer`].
+    pub to: SocketAddr,
+    /// How the sockets are made.
+    pub via: Via,
+    /// How many.
+    pub flows: u32,
+    /// Bytes from client to server.
+    pub up: u64,
+    /// Bytes from server to client.
+    pub down: u64,
+    /// Who ends first.
+    pub ends: Ends,
+}
+
+impl Transfers {
+    /// `flows` connections that move as many `bytes` up as down, both at once.
+    pub fn to(to: SocketAddr, flows: u32, bytes: u64) -> Self {
+        Self { to, via: Via::default(), flows, up: bytes, down: bytes, ends: Ends::Both }
+    }
+
+    /// With another order of the ends.
+    pub fn ends(self, ends: Ends) -> Self {
+        Self { ends, ..self }
+    }
+
+    /// From this source address.
+    pub fn bind(mut self, at: SocketAddr) -> Self {
+        self.via.bind = Some(at);
+        self
+    }
+}
+
+/// TCP connections to a server with [`Task::Echo`], opened at a steady rate and kept until there are too many. Each says a byte
+/// and hears it again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[must_use]
+pub struct Hold {
+    /// Where they go.
+    pub to: SocketAddr,
+    /// How many are opened altogether.
+    pub count: u64,
+    /// How many in a second; 0: as fast as they come.
+    pub per_second: u64,
+    /// How many are kept at most; the oldest is closed for a new one beyond that.
+    pub keep: u64,
+    /// They come to those of this handle.
+    pub into: Option<Handle>,
+    /// Source addresses, in turn, each with all of its ports in turn; none: what the kernel chooses.
+    pub from: Vec<IpAddr>,
+    /// How many are opened at the same time.
+    pub threads: u32,
+    /// Limit of each step, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+impl Hold {
+    /// `count` connections, all of which are kept.
+    pub fn all(to: SocketAddr, count: u64) -> Self {
+        Self {
+            to,
+            count,
+            per_second: 0,
+            keep: count,
+            into: None,
+            from: Vec::new(),
+            threads: 8,
+            timeout_ms: DEFAULT_TIMEOUT_MS,
+        }
+    }
+
+    /// At this rate, if that can be.
+    pub fn per_second(self, per_second: u64) -> Self {
+        Self { per_second, ..self }
+    }
+
+    /// Keeps only so many.
+    pub fn keep(self, keep: u64) -> Self {
+        Self { keep, ..self }
+    }
+
+    /// From these source addresses, in turn.
+    pub fn from(self, from: Vec<IpAddr>) -> Self {
+        Self { from, ..self }
+    }
+
+    /// With this limit for each step.
+    pub fn timeout(self, limit: Duration) -> Self {
+        Self { timeout_ms: millis(limit), ..self }
+    }
 }
 
 fn millis(time: Duration) -> u64 {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use super::options::{Many, Serve, Survey, Tcp, Udp};
+use super::options::{Hold, Many, Serve, Survey, Tcp, Transfers, Udp};
 
 /// Names a socket, server or load inside one probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -76,6 +76,15 @@ pub enum Request {
     },
     /// Looks at many destinations: answered with as many [`Seen`].
     Survey(Survey),
+    /// Does transfers: answered with a result for each, [`Moved`] or a failure.
+    Transfers(Transfers),
+    /// Opens many connections: answered with a [`Handle`] and [`Holding`].
+    Hold(Hold),
+    /// Whether they are still there: answered with [`Holding`].
+    Check {
+        /// Connections.
+        handle: Handle,
+    },
     /// The cookie of the network namespace: answered with a number.
     NetnsCookie,
 }
@@ -182,6 +191,26 @@ pub struct Seen {
     pub peers: BTreeSet<SocketAddr>,
     /// Failed attempts by errno ([`Failure::errno`]).
     pub failed: BTreeMap<String, u64>,
+}
+
+/// What a transfer has moved, every byte as it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    /// Bytes that the server has received.
+    pub up: u64,
+    /// Bytes that the client has received.
+    pub down: u64,
+}
+
+/// Many connections that are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holding {
+    /// Those that are there, and have just said something and been answered.
+    pub alive: u64,
+    /// Those that could not be opened, or are gone since the last time, by step and errno.
+    pub failed: BTreeMap<String, u64>,
+    /// Milliseconds that opening, or asking, all of them took.
+    pub took_ms: u64,
 }
 
 /// Part of a socket's life in which something went wrong.

@@ -2,17 +2,19 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{SockaddrIn, SockaddrIn6, getsockopt, setsockopt, sockopt};
 use socket2::{Domain, Protocol as SocketProtocol, Socket, Type};
 
 use super::client::at;
-use super::options::{Protocol, Serve};
+use super::options::{Protocol, Serve, Task};
 use super::protocol::{Answer, Failure, Step};
+use super::{hold, transfer};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -50,6 +52,10 @@ impl Server {
             // share an address.
             socket.set_reuse_address(true).map_err(at(Step::Socket))?;
         }
+        if serve.task == Task::Echo {
+            // Several processes share the connections, because each may have only so many descriptors.
+            setsockopt(&socket, sockopt::ReusePort, &true).map_err(|errno| at(Step::Socket)(errno.into()))?;
+        }
         socket.set_nonblocking(true).map_err(at(Step::Socket))?;
         socket.bind(&serve.at.into()).map_err(at(Step::Bind))?;
         if serve.protocol == Protocol::Tcp {
@@ -60,7 +66,17 @@ impl Server {
         let (stop, stopped) = UnixStream::pair().map_err(at(Step::Socket))?;
         let name = serve.name.clone();
         let thread = match serve.protocol {
-            Protocol::Tcp => thread::spawn(move || serve_tcp(&name, &socket.into(), &stopped)),
+            Protocol::Tcp if serve.task == Task::Transfer => {
+                thread::spawn(move || transfer::serve(&socket.into(), &stopped))
+            }
+            Protocol::Tcp if serve.task == Task::Echo => {
+                // What goes wrong shows in what is not answered.
+                thread::spawn(move || drop(hold::echo(&socket.into(), &stopped)))
+            }
+            Protocol::Tcp => {
+                let names = serve.task == Task::Redirected;
+                thread::spawn(move || serve_tcp((&name, names), &socket.into(), &stopped))
+            }
             Protocol::Udp => thread::spawn(move || serve_udp(&name, &socket.into(), &stopped)),
         };
         Ok(Self { local, stop, thread: Some(thread) })
@@ -81,12 +97,13 @@ impl Drop for Server {
 }
 
 struct Connection {
+    name: String,
     stream: TcpStream,
     client: SocketAddr,
     pending: Vec<u8>,
 }
 
-fn serve_tcp(name: &str, listener: &TcpListener, stopped: &UnixStream) {
+fn serve_tcp((name, names_meant): (&str, bool), listener: &TcpListener, stopped: &UnixStream) {
     let mut connections: VecDeque<Connection> = VecDeque::new();
     loop {
         let mut waiting = vec![stopped.as_fd(), listener.as_fd()];
@@ -98,7 +115,7 @@ fn serve_tcp(name: &str, listener: &TcpListener, stopped: &UnixStream) {
         let mut is_ready = ready[2..].iter();
         connections.retain_mut(|connection| {
             let is_ready = is_ready.next().is_some_and(|ready| *ready);
-            !is_ready || connection.answer(name).is_ok()
+            !is_ready || connection.answer().is_ok()
         });
         // One accept per round keeps `ready` and `connections` in step; poll returns at once for the next.
         if ready[1]
@@ -108,14 +125,26 @@ fn serve_tcp(name: &str, listener: &TcpListener, stopped: &UnixStream) {
             if connections.len() == MOST_CONNECTIONS {
                 connections.pop_front();
             }
-            connections.push_back(Connection { stream, client, pending: Vec::new() });
+            let meant = if names_meant { meant(&stream) } else { None };
+            let name = meant.map_or_else(|| name.to_owned(), |meant| format!("{name} for {meant}"));
+            connections.push_back(Connection { name, stream, client, pending: Vec::new() });
         }
     }
 }
 
+/// Where a connection went before it was redirected, as connection tracking knows.
+fn meant(stream: &TcpStream) -> Option<SocketAddr> {
+    if stream.local_addr().ok()?.is_ipv4() {
+        let meant = SockaddrIn::from(getsockopt(stream, sockopt::OriginalDst).ok()?);
+        return Some(SocketAddrV4::from(meant).into());
+    }
+    let meant = SockaddrIn6::from(getsockopt(stream, sockopt::Ip6tOriginalDst).ok()?);
+    Some(SocketAddrV6::from(meant).into())
+}
+
 impl Connection {
     /// Answers the complete lines that have arrived. An error means that the connection is over.
-    fn answer(&mut self, name: &str) -> io::Result<()> {
+    fn answer(&mut self) -> io::Result<()> {
         let mut chunk = [0; LONGEST_REQUEST];
         let count = self.stream.read(&mut chunk)?;
         if count == 0 || self.pending.len() + count > LONGEST_REQUEST {
@@ -124,7 +153,7 @@ impl Connection {
         self.pending.extend_from_slice(&chunk[..count]);
         while let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.pending.drain(..=end).collect();
-            let mut answer = answer(name, self.client, &line[..end])?;
+            let mut answer = answer(&self.name, self.client, &line[..end])?;
             answer.push(b'\n');
             self.stream.write_all(&answer)?;
         }
@@ -150,7 +179,7 @@ fn answer(name: &str, client: SocketAddr, text: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 /// Waits until one of `fds` is readable or closed, and says which are.
-fn wait(fds: &[BorrowedFd<'_>]) -> Vec<bool> {
+pub(super) fn wait(fds: &[BorrowedFd<'_>]) -> Vec<bool> {
     let mut polled: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
     if poll(&mut polled, PollTimeout::NONE).is_err() {
         // Interrupted: nothing is ready yet and the caller comes back.

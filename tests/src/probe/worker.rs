@@ -15,7 +15,7 @@ use super::load::{Load, attempt};
 use super::options::Attempt;
 use super::protocol::{Failure, Handle, Opened, Request, Step};
 use super::server::Server;
-use super::survey;
+use super::{hold, survey, transfer};
 
 sockopt_impl!(
     /// `SO_NETNS_COOKIE`, Linux 5.14.
@@ -54,6 +54,7 @@ enum Held {
     Client(Client),
     Server(Server),
     Load(Load),
+    Connections(hold::Held),
 }
 
 impl Worker {
@@ -101,6 +102,13 @@ impl Worker {
                 value(tally)
             }
             Request::Survey(survey) => value(survey::run(&survey)?),
+            Request::Transfers(transfers) => value(transfer::run(&transfers)),
+            Request::Hold(hold) => {
+                let handle = hold.into.unwrap_or_else(|| self.keep(Held::Connections(hold::Held::default())));
+                let holding = self.connections(handle)?.open(&hold)?;
+                value((handle, holding))
+            }
+            Request::Check { handle } => value(self.connections(handle)?.check()),
             Request::NetnsCookie => value(netns_cookie()?),
         }
     }
@@ -121,6 +129,13 @@ impl Worker {
     fn client(&mut self, handle: Handle) -> Result<&mut Client, Failure> {
         match self.held.get_mut(&handle) {
             Some(Held::Client(client)) => Ok(client),
+            _ => Err(unknown()),
+        }
+    }
+
+    fn connections(&self, handle: Handle) -> Result<&hold::Held, Failure> {
+        match self.held.get(&handle) {
+            Some(Held::Connections(connections)) => Ok(connections),
             _ => Err(unknown()),
         }
     }

@@ -3,7 +3,7 @@
 use super::model::{
     BACKENDS, Endpoint, Ingress, Kind, NODE, OTHER_NODE, Port, Service, Slice, TARGET_PORTS, Transport,
 };
-use super::random::Random;
+use crate::random::Random;
 
 /// Numbers that Services choose their ports from.
 const NUMBERS: [u16; 5] = [80, 81, 443, 8080, 53];

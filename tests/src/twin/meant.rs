@@ -2,8 +2,10 @@
 //!
 //! An entry that a whole soak has not met is wrong or out of date, and fails it.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use super::compare::{Aspect, Difference, Failure};
-use super::model::{NODE_IPS, backend};
+use super::model::NODE_IPS;
 use super::nodes::{Client, DetectLocal};
 use super::targets::{How, Place};
 
@@ -48,6 +50,30 @@ pub(super) const ENTRIES: &[Entry] = &[
     },
     Entry {
         rule: "MQ-2",
+        reason: "without a range of pods kube-proxy masquerades nobody at cluster IPs: a client outside that is a backend's neighbour \
+                 is answered past the node",
+        detect: Some(DetectLocal::Off),
+        matches: |it| {
+            it.question.client == Client::Outside
+                && it.question.target.place == Place::ClusterIp
+                && it.port.is_some()
+                && it.agent.is_served()
+                && has_mixed_sources(it)
+        },
+    },
+    Entry {
+        rule: "MQ-2",
+        reason: "who is answered by way of the node keeps its own address at cluster IPs, as at other addresses",
+        detect: Some(DetectLocal::ByRange),
+        matches: |it| {
+            it.aspect == Aspect::Source
+                && it.question.client == Client::Outside
+                && it.question.target.place == Place::ClusterIp
+                && has_mixed_sources(it)
+        },
+    },
+    Entry {
+        rule: "MQ-2",
         reason: "with a range of pods kube-proxy masquerades the node itself at cluster IPs; our node keeps its own address",
         detect: Some(DetectLocal::ByRange),
         matches: |it| {
@@ -59,13 +85,14 @@ pub(super) const ENTRIES: &[Entry] = &[
     },
     Entry {
         rule: "MQ-3",
-        reason: "a socket that is translated at connect() keeps its own address, which the rule allows; kube-proxy masquerades",
+        reason: "who is translated at connect(), or is answered by way of this node, keeps its address, which the rule allows; \
+                 kube-proxy masquerades",
         detect: None,
         matches: |it| {
             it.aspect == Aspect::Source
                 && is_external(it.question.target.place)
                 && !it.service.external_local
-                && has_own_source(it)
+                && (has_own_source(it) || (it.question.client == Client::Outside && has_mixed_sources(it)))
         },
     },
     Entry {
@@ -92,12 +119,23 @@ pub(super) const ENTRIES: &[Entry] = &[
         },
     },
     Entry {
+        rule: "MQ-6",
+        reason: "a pod that meets itself by packets sees the node's address, and not the one that only its own gateway has",
+        detect: None,
+        matches: |it| {
+            it.aspect == Aspect::Source
+                && it.question.client == Client::Pod
+                && it.kube_proxy.sources.values().flatten().any(|ip| *ip == GATEWAY)
+                && it.agent.sources.values().flatten().all(|ip| NODE_IPS.contains(ip))
+        },
+    },
+    Entry {
         rule: "MQ-8a",
         reason: "without a range of pods kube-proxy takes pods for strangers to external addresses under Local; we know pods",
         detect: Some(DetectLocal::Off),
         matches: |it| {
             it.aspect == Aspect::Answer
-                && it.question.client == Client::Pod
+                && matches!(it.question.client, Client::Pod | Client::Bare)
                 && is_external(it.question.target.place)
                 && it.service.external_local
                 && it.port.is_some()
@@ -105,13 +143,10 @@ pub(super) const ENTRIES: &[Entry] = &[
                 && it.agent.is_served()
         },
     },
-    Entry {
-        rule: "SR-3",
-        reason: "a load-balancer address with source ranges is left alone in pods until packets can be asked for their source",
-        detect: None,
-        matches: |it| it.question.client == Client::Pod && is_restricted(it),
-    },
 ];
+
+/// What every pod of [`crate::Topology`] has as its gateway.
+const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1));
 
 /// NodePorts, external IPs and load-balancer addresses.
 fn is_external(place: Place) -> bool {
@@ -120,19 +155,12 @@ fn is_external(place: Place) -> bool {
 
 /// The backends of our node see the client's own address.
 fn has_own_source(it: &Difference<'_>) -> bool {
-    let own = match it.question.client {
-        Client::Pod => backend(0),
-        Client::Node => NODE_IPS,
-    };
+    let own = it.question.client.addresses();
     it.agent.sources.values().flatten().all(|ip| own.contains(ip))
 }
 
-/// At a load-balancer address with source ranges, where nothing happens.
-fn is_restricted(it: &Difference<'_>) -> bool {
-    let of_family = |range: &&str| range.contains(':') == it.question.target.at.is_ipv6();
-    it.aspect == Aspect::Answer
-        && it.question.target.place == Place::Balanced
-        && it.port.is_some()
-        && it.service.source_ranges.iter().any(of_family)
-        && it.agent.is_only(&Failure::Silent)
+/// Our node's backends see the client's own address, those elsewhere or of an unknown node see the node's.
+fn has_mixed_sources(it: &Difference<'_>) -> bool {
+    let own = it.question.client.addresses();
+    it.agent.sources.values().flatten().all(|ip| own.contains(ip) || NODE_IPS.contains(ip))
 }

@@ -1,7 +1,7 @@
 //! Twin nodes: the same objects from one API server, served on one node by kube-proxy and on the other by lb-agent.
 //!
 //! ```text
-//!  random.rs -> generate.rs: Services, slices, changes ---> API server ---> kube-proxy  on one node  (nodes.rs)
+//!  generate.rs: Services, slices, changes ---> API server ---> kube-proxy  on one node  (nodes.rs)
 //!                                                                      '--> lb-agent    on the other
 //!  targets.rs: every address and port of them  ---> a client in a pod and one in the node, on both nodes
 //!  compare.rs: who answered, how others failed, whose address was shown   meant.rs: where that may differ
@@ -15,7 +15,6 @@ mod generate;
 mod meant;
 mod model;
 mod nodes;
-mod random;
 mod session;
 mod targets;
 mod yaml;

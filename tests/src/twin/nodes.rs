@@ -1,15 +1,18 @@
 //! The two nodes: the same shape and addresses, and nothing that connects them.
 //!
 //! ```text
-//!              ┌ node 192.168.50.1: kube-proxy,  pods a (client) 10.1.1.10 and b ══ other node: r1..r4 10.2.1.x
+//!              ┌ node 192.168.50.1: kube-proxy,  pods a (client) 10.1.1.10, b and c ══ other node: r1..r4 10.2.1.x
 //! API server ══╡
-//!              └ node 192.168.50.1: lb-agent,    pods a (client) 10.1.1.10 and b ══ other node: r1..r4 10.2.1.x
+//!              └ node 192.168.50.1: lb-agent,    pods a (client) 10.1.1.10, b and c ══ other node: r1..r4 10.2.1.x
 //! ```
+//!
+//! Clients are pod a, the node, pod c, whose sockets the agent's hooks do not see, and the other node.
 //!
 //! Each of the backends a, b, h (the node itself) and r1 to r4 answers at both families' addresses, on three ports, TCP and
 //! UDP, with its name and port. Pod a is a client and a backend, so it meets itself.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ffi::OsStr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::process::Command;
@@ -18,7 +21,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::model::{BACKENDS, NODE, TARGET_PORTS, backend};
+use super::model::{BACKENDS, NODE, NODE_IPS, TARGET_PORTS, backend};
 use super::targets::Target;
 use crate::control_plane::{ControlPlane, Daemon, Link, Program, Trust, find};
 use crate::probe::{Look, Seen, Serve, Survey, Tcp};
@@ -49,11 +52,40 @@ pub(super) enum Client {
     Pod,
     /// The node itself.
     Node,
+    /// Pod c, whose sockets no hook of the agent sees.
+    Bare,
+    /// The other node, to which the node is a router.
+    Outside,
 }
 
 impl Client {
-    const ALL: [Self; 2] = [Self::Pod, Self::Node];
+    pub(super) const ALL: [Self; 4] = [Self::Pod, Self::Node, Self::Bare, Self::Outside];
+
+    /// Its addresses.
+    pub(super) fn addresses(self) -> [IpAddr; 2] {
+        match self {
+            Self::Pod => backend(0),
+            Self::Node => NODE_IPS,
+            Self::Bare => [BARE.into(), Ipv6Addr::new(0xfd00, 0x10, 1, 1, 0, 0, 0, 0x30).into()],
+            Self::Outside => [
+                Ipv4Addr::new(192, 168, 50, 2).into(),
+                Ipv6Addr::new(0xfd00, 0x192, 0x168, 0x50, 0, 0, 0, 2).into(),
+            ],
+        }
+    }
 }
+
+/// Pod c.
+const BARE: Ipv4Addr = Ipv4Addr::new(10, 1, 1, 30);
+
+/// Addresses of Services, for which the node is a client's router.
+const SERVICES: [&str; 5] = [
+    "10.0.7.0/24 via 192.168.50.1",
+    "203.0.113.0/24 via 192.168.50.1",
+    "198.51.100.0/24 via 192.168.50.1",
+    "fd00:10::/64 via fd00:192:168:50::1",
+    "2001:db8::/32 via fd00:192:168:50::1",
+];
 
 /// A destination for a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +126,8 @@ struct Twin<'a> {
     proxy: Proxy,
     pod: Probe,
     node: Probe,
+    bare: Probe,
+    outside: Probe,
     _servers: Vec<Probe>,
     _pods: Vec<Pod>,
     _link: Link<'a>,
@@ -110,7 +144,7 @@ impl<'a> Pair<'a> {
     /// Makes both nodes, with their proxies running. The Node object has to exist.
     pub(super) fn start(control_plane: &'a ControlPlane, detect: DetectLocal) -> Result<Self> {
         let kube_proxy = Twin::start(control_plane, |net| start_kube_proxy(control_plane, net, detect))?;
-        let agent = Twin::start(control_plane, |net| start_agent(control_plane, net))?;
+        let agent = Twin::start(control_plane, |net| start_agent(control_plane, net, detect))?;
         Ok(Self { twins: [kube_proxy, agent] })
     }
 
@@ -181,6 +215,10 @@ impl<'a> Twin<'a> {
             serve(net.node(1).probe("server-h")?, 2..3)?,
             serve(net.node(2).probe("server-r")?, 3..BACKENDS.len())?,
         ];
+        let bare = net.node(1).add_pod("c", BARE)?;
+        for route in SERVICES {
+            net.node(2).netns.ip(&format!("route add {route}"))?;
+        }
         let mut all: Vec<&Netns> = pods.iter().map(|pod| &pod.netns).collect();
         all.extend([&*net.node(1).netns, &*net.node(2).netns]);
         all.into_iter().try_for_each(tell_every_refusal)?;
@@ -190,8 +228,11 @@ impl<'a> Twin<'a> {
             proxy,
             pod: pods[0].probe("pod")?,
             node: net.node(1).probe("node")?,
+            // In the cgroup of the other node.
+            bare: Probe::start("bare", &bare.netns, &net.node(2).cgroup)?,
+            outside: net.node(2).probe("outside")?,
             _servers: servers,
-            _pods: pods,
+            _pods: pods.into_iter().chain([bare]).collect(),
             _link: link,
             _net: net,
         })
@@ -201,6 +242,8 @@ impl<'a> Twin<'a> {
         match client {
             Client::Pod => &self.pod,
             Client::Node => &self.node,
+            Client::Bare => &self.bare,
+            Client::Outside => &self.outside,
         }
     }
 
@@ -282,12 +325,15 @@ fn start_kube_proxy(control_plane: &ControlPlane, net: &Topology, detect: Detect
     Ok(Proxy::KubeProxy(Daemon::start("kube-proxy", command, netns, &log)?))
 }
 
+/// Where the node's pods are.
+const PODS: &str = "10.1.0.0/16,fd00:10:1::/48";
+
 /// NodePorts at all addresses, as the agent serves them; changes in force at once; limits of connection tracking, which belong
 /// to the machine, as they are.
 fn kube_proxy_config(kubeconfig: &Path, detect: DetectLocal) -> String {
     let detect = match detect {
-        DetectLocal::Off => "",
-        DetectLocal::ByRange => "detectLocalMode: ClusterCIDR\nclusterCIDR: 10.1.0.0/16,fd00:10:1::/48\n",
+        DetectLocal::Off => String::new(),
+        DetectLocal::ByRange => format!("detectLocalMode: ClusterCIDR\nclusterCIDR: {PODS}\n"),
     };
     format!(
         "apiVersion: kubeproxy.config.k8s.io/v1alpha1\n\
@@ -306,10 +352,15 @@ fn kube_proxy_config(kubeconfig: &Path, detect: DetectLocal) -> String {
     )
 }
 
-fn start_agent(control_plane: &ControlPlane, net: &Topology) -> Result<Proxy> {
+fn start_agent(control_plane: &ControlPlane, net: &Topology, detect: DetectLocal) -> Result<Proxy> {
     let home = Home::new("twin")?;
     let kubeconfig = control_plane.kubeconfig(&control_plane.node_urls()[0], Trust::Authority)?;
-    let source = ["--kubeconfig".as_ref(), kubeconfig.as_os_str()];
+    let mut source: Vec<&OsStr> = vec!["--kubeconfig".as_ref(), kubeconfig.as_os_str()];
+    let packets = ["--devices", "auto", "--pod-devices", "auto", "--external-cluster-ip"];
+    source.extend(packets.map(OsStr::new));
+    if detect == DetectLocal::ByRange {
+        source.extend(["--cluster-cidr", PODS].map(OsStr::new));
+    }
     let mut agent = Agent::spawn_from(net.node(1), &home, source)?;
     agent.wait_ready(&home)?;
     Ok(Proxy::Agent { _agent: agent, home })

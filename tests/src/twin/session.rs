@@ -14,10 +14,10 @@ use super::generate;
 use super::meant::{ENTRIES, Entry};
 use super::model::{Service, TARGET_PORTS, backend, node_object};
 use super::nodes::{Client, DetectLocal, Effort, PATIENCE, Pair, Question, server_name};
-use super::random::Random;
 use super::targets::{Target, targets};
 use super::yaml::yaml;
 use crate::control_plane::{Namespace, objects};
+use crate::random::Random;
 
 /// Services of a seed.
 const SERVICES: u8 = 5;
@@ -313,13 +313,13 @@ impl World {
         objects
     }
 
-    /// All destinations of both clients.
+    /// All destinations of all clients.
     fn questions(&self) -> Vec<Question> {
         let of = |client| {
-            let targets = targets(&self.services, client == Client::Node).into_iter();
+            let targets = targets(&self.services, client).into_iter();
             targets.map(move |target| Question { client, target, backends: self.most_backends(&target) })
         };
-        of(Client::Pod).chain(of(Client::Node)).collect()
+        Client::ALL.into_iter().flat_map(of).collect()
     }
 
     /// How many backends there may be at `target`.

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use super::model::{Kind, NODE_IPS, Port, Service, Transport};
+use super::nodes::Client;
 use crate::probe::{Attempt, Look, Tcp, Udp};
 
 /// A number that no Service has.
@@ -108,8 +109,8 @@ impl Target {
     }
 }
 
-/// All destinations for a client, in the node itself or in a pod of it. Each is there once.
-pub(super) fn targets(services: &BTreeMap<u8, Service>, in_node: bool) -> Vec<Target> {
+/// All destinations for a client. Each is there once.
+pub(super) fn targets(services: &BTreeMap<u8, Service>, client: Client) -> Vec<Target> {
     let mut all = Vec::new();
     for service in services.values() {
         for (family, node_ip) in NODE_IPS.into_iter().enumerate() {
@@ -128,11 +129,11 @@ pub(super) fn targets(services: &BTreeMap<u8, Service>, in_node: bool) -> Vec<Ta
             }
             for port in service.past_node_ports.iter().copied() {
                 add(node_ip, port, Place::NodePort);
-                if in_node {
+                if client == Client::Node {
                     add(loopback(family), port, Place::LocalNodePort);
                 }
             }
-            if let Some(port) = service.past_node_ports.first() {
+            if let Some(port) = service.past_node_ports.first().filter(|_| client != Client::Outside) {
                 add(other_node(family), *port, Place::OtherNode);
             }
         }

@@ -52,6 +52,9 @@ const CAPACITIES: Capacities = Capacities {
     slots: 1 << 16,
     backends: 1 << 16,
     affinity: 1,
+    ranges: 16,
+    flows4: 1,
+    flows6: 1,
 };
 
 /// Tells the child process where its pins and its cgroup are.

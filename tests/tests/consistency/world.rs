@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 
 use lb_agent::compile::{Frontend, FrontendKind, Policies, PortEntries, PortKey, Target};
-use lb_agent::model::{Family, Protocol, ServiceName};
+use lb_agent::model::{Algorithm, Family, Protocol, ServiceName};
 use lb_agent::reconcile::Desired;
 
 /// Number of Services.
@@ -175,11 +175,16 @@ pub(crate) fn desired(number: u32, change: u32) -> Desired {
     let port = PortEntries {
         key,
         frontends: vec![Frontend { at: frontend(number), kind: FrontendKind::ClusterIp }],
-        cluster: endpoints(number, change).into_iter().map(|at| Target { at, terminating: false }).collect(),
+        cluster: endpoints(number, change)
+            .into_iter()
+            .map(|at| Target { at, terminating: false, here: false })
+            .collect(),
         local: Vec::new(),
         draining: Vec::new(),
         policies: Policies { has_any: true, ..Policies::default() },
+        ranges: Vec::new(),
         affinity_s: 0,
+        algorithm: Algorithm::Random,
     };
     let ports = if is_there(number, change) { vec![port] } else { Vec::new() };
     Desired { name, created_s: i64::from(number), ports }

@@ -2,9 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use lb_agent::model::Algorithm;
+use lb_agent::reconcile::Desired;
 use lb_common::abi::{FrontendKey, L4Addr};
+use lb_tests::expected;
+use lb_tests::invariants::Meant;
 use proptest::prelude::*;
 
+use crate::named::Named;
 use crate::*;
 
 /// Writes of a run that nobody stops.
@@ -134,6 +139,55 @@ proptest! {
             assert_no_dangling(&maps.open());
             assert_means(&maps, state);
             previous = state;
+        }
+    }
+}
+
+/// 5.9-maglev: a table has thousands of words, of which none may be met before all of them are there.
+#[test]
+fn a_stop_while_a_table_is_replaced_leaves_the_old_or_the_new_one() {
+    let web = |endpoints, algorithm| {
+        Named::new("web", 0).port("", &["10.0.0.1:80"], endpoints).by(algorithm).desired()
+    };
+    let roomy = Capacities { slots: 4096, ..ROOMY };
+    let after = |before: &Desired| {
+        let maps = MemMaps::new(roomy);
+        let mut agent = Driver::start(maps.open()).unwrap();
+        agent.follow(core::slice::from_ref(before)).unwrap();
+        agent.settle().unwrap();
+        (maps, agent)
+    };
+    let change = |agent: &mut Driver, to: &Desired| {
+        // Whatever fails is the end of this agent.
+        drop(agent.follow(core::slice::from_ref(to)).and_then(|_| agent.settle()));
+    };
+    for (before, to) in [
+        (web(3, Algorithm::Random), web(3, Algorithm::Maglev)),
+        (web(2, Algorithm::Maglev), web(3, Algorithm::Maglev)),
+        (web(3, Algorithm::Maglev), web(2, Algorithm::Maglev)),
+        (web(3, Algorithm::Maglev), web(3, Algorithm::RoundRobin)),
+    ] {
+        let (maps, mut agent) = after(&before);
+        maps.faults.stop_after(ENDLESS);
+        change(&mut agent, &to);
+        let writes = maps.faults.used_of(ENDLESS);
+        // Every write near both ends of the plan, where states and runs are, and some of those between.
+        for stop in (0..writes).filter(|stop| *stop < 24 || *stop + 24 > writes || stop % 499 == 0) {
+            let (maps, mut agent) = after(&before);
+            maps.faults.stop_after(stop);
+            change(&mut agent, &to);
+            drop(agent);
+            assert_no_dangling(&maps.open());
+            let is: Vec<_> = used(&maps).into_values().collect();
+            let used_of = |desired: &Desired| -> Vec<_> {
+                expected::meaning(core::slice::from_ref(desired)).values().map(Meant::used).collect()
+            };
+            assert!(is == used_of(&before) || is == used_of(&to), "after {stop} of {writes} writes");
+
+            maps.faults.heal();
+            let mut agent = Driver::start(maps.open()).unwrap();
+            agent.follow(core::slice::from_ref(&to)).unwrap();
+            assert!(meaning(&maps.open()).unwrap() == expected::meaning(core::slice::from_ref(&to)));
         }
     }
 }

@@ -15,14 +15,23 @@ mod world;
 
 use lb_agent::maps::memory::{Capacities, MemMaps};
 use lb_common::abi::FrontendKey;
-use lb_tests::invariants::{assert_no_dangling, describe, meaning};
+use lb_tests::invariants::{assert_no_dangling, describe, lost_ranges, meaning};
 use lb_tests::scenario::Driver;
 use proptest::prelude::*;
 use world::{World, history};
 
 /// Small, so that every array can be read after every write, and large enough for every world.
-const ROOMY: Capacities =
-    Capacities { frontends: 256, addresses: 16, services: 64, slots: 1024, backends: 512, affinity: 1 };
+const ROOMY: Capacities = Capacities {
+    frontends: 256,
+    addresses: 16,
+    services: 64,
+    slots: 1024,
+    backends: 512,
+    affinity: 1,
+    ranges: 128,
+    flows4: 1,
+    flows6: 1,
+};
 
 /// So many cases, or as many as `PROPTEST_CASES` says.
 fn cases(usual: u32) -> ProptestConfig {
@@ -42,6 +51,7 @@ fn start(maps: &MemMaps, world: &World) -> Driver {
 /// Panics unless the maps mean what `world` says.
 fn assert_means(maps: &MemMaps, world: &World) {
     let (is, should) = (meaning(&maps.open()).unwrap(), world.meaning());
+    assert_eq!(lost_ranges(&maps.open()).unwrap(), []);
     let name = |keys: Vec<&FrontendKey>| keys.into_iter().map(describe).collect::<Vec<_>>();
     assert_eq!(name(is.keys().collect()), name(should.keys().collect()), "the frontends");
     for (key, meant) in &should {

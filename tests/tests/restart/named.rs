@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_agent::compile::{Frontend, FrontendKind, Policies, PortEntries, PortKey, Target};
-use lb_agent::model::{Family, Protocol, ServiceName};
+use lb_agent::model::{Algorithm, Family, Protocol, ServiceName};
 use lb_agent::reconcile::Desired;
 use lb_common::abi::{FrontendKey, L4Addr, Proto};
 
@@ -39,7 +39,7 @@ impl Named {
                 Family::V4 => [10, 1, high, low].into(),
                 Family::V6 => [0xfd00, 1, 0, 0, 0, 0, 0, number].into(),
             };
-            Target { at: SocketAddr::new(addr, 8080), terminating: false }
+            Target { at: SocketAddr::new(addr, 8080), terminating: false, here: false }
         };
         self.0.ports.push(PortEntries {
             key: PortKey { service: self.0.name.clone(), port: name.into(), protocol: Protocol::Tcp, family },
@@ -48,8 +48,18 @@ impl Named {
             local: Vec::new(),
             draining: Vec::new(),
             policies: Policies { has_any: endpoints != 0, ..Policies::default() },
+            ranges: Vec::new(),
             affinity_s: 0,
+            algorithm: Algorithm::Random,
         });
+        self
+    }
+
+    /// Another algorithm for all ports.
+    pub(crate) fn by(mut self, algorithm: Algorithm) -> Self {
+        for port in &mut self.0.ports {
+            port.algorithm = algorithm;
+        }
         self
     }
 

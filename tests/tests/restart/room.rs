@@ -206,13 +206,13 @@ fn usage_counts_what_is_taken_and_what_still_waits() {
     agent.put(service(1, 3).desired()).unwrap();
     let used = |agent: &Driver| agent.reconciler.usage().map(|usage| usage.used);
     // Frontends, addresses, services, slots (regions are powers of two), backends.
-    assert_eq!(used(&agent), [1, 0, 1, 4, 3]);
+    assert_eq!(used(&agent), [1, 0, 1, 4, 3, 0]);
     agent.put(gone(1).desired()).unwrap();
-    assert_eq!(used(&agent), [0, 0, 1, 4, 3], "until a grace period has passed");
+    assert_eq!(used(&agent), [0, 0, 1, 4, 3, 0], "until a grace period has passed");
     maps.grace.release();
     agent.settle().unwrap();
-    assert_eq!(used(&agent), [0; 5]);
-    assert_eq!(agent.reconciler.usage().map(|usage| usage.capacity), [256, 16, 64, 1024, 511]);
+    assert_eq!(used(&agent), [0; 6]);
+    assert_eq!(agent.reconciler.usage().map(|usage| usage.capacity), [256, 16, 64, 1024, 511, 128]);
 }
 
 #[test]
@@ -243,7 +243,7 @@ proptest! {
         (frontends, services, slots, backends) in (1_u32..12, 1_u32..6, 1_u32..24, 2_u32..16),
         is_held: bool,
     ) {
-        let mut maps = MemMaps::new(Capacities { frontends, addresses: 16, services, slots, backends, affinity: 1 });
+        let mut maps = MemMaps::new(Capacities { frontends, addresses: 16, services, slots, backends, affinity: 1, ranges: 16, flows4: 1, flows6: 1 });
         if is_held {
             maps.grace = MemGrace::held();
         }

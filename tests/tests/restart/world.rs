@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use lb_agent::compile::{Frontend, FrontendKind, Policies, PortEntries, PortKey, Target};
-use lb_agent::model::{Family, Protocol, ServiceName};
+use lb_agent::model::{Algorithm, Family, Protocol, ServiceName};
 use lb_agent::reconcile::Desired;
 use lb_common::abi::FrontendKey;
 use lb_tests::expected;
@@ -28,6 +29,7 @@ struct Port {
     internal_local: bool,
     external_local: bool,
     affinity_s: u32,
+    algorithm: Algorithm,
 }
 
 /// A Service, as small numbers.
@@ -49,22 +51,28 @@ fn port() -> impl Strategy<Value = Port> {
     (
         (any::<bool>(), 80_u16..83, prop_oneof![2 => Just(0_u16), 1 => 30_000_u16..30_003]),
         (any::<u8>(), any::<u8>(), any::<u8>()),
-        (prop::bool::weighted(0.3), prop::bool::weighted(0.3), prop_oneof![Just(0_u32), Just(10_800)]),
+        (prop::bool::weighted(0.3), prop::bool::weighted(0.3)),
+        (prop_oneof![Just(0_u32), Just(10_800)], prop::sample::select(&Algorithm::ALL[..])),
     )
-        .prop_map(|((is_udp, number, on_nodes), sets, (internal_local, external_local, affinity_s))| {
+        .prop_map(|((is_udp, number, on_nodes), sets, (internal_local, external_local), chosen)| {
+            let (affinity_s, algorithm) = chosen;
             let (cluster, local, terminating) = sets;
+            // Larger tables take a thousand slots: stories and `tables` have them.
+            let one = |set: u8| if algorithm == Algorithm::Maglev { set & set.wrapping_neg() } else { set };
+            let (cluster, local) = (one(cluster & 0x3f), one(local & 0x3f));
             // A third of all endpoints is about to leave.
-            let terminating = terminating & cluster.rotate_left(3);
+            let terminating = terminating & sets.0.rotate_left(3);
             Port {
                 is_udp,
                 number,
                 on_nodes,
-                cluster: cluster & 0x3f,
-                local: local & 0x3f,
+                cluster,
+                local,
                 terminating,
                 internal_local,
                 external_local,
                 affinity_s,
+                algorithm,
             }
         })
 }
@@ -190,10 +198,12 @@ impl Service {
                         internal_local: port.internal_local,
                         external_local: port.external_local,
                         has_any: port.cluster != 0,
-                        restricted: port.terminating & 1 != 0,
+                        restricted: port.terminating & 1 != 0 && port.terminating & 0xe != 0,
                         host_allowed: false,
                     },
+                    ranges: port.ranges(family),
                     affinity_s: port.affinity_s,
+                    algorithm: port.algorithm,
                 });
             }
         }
@@ -232,12 +242,26 @@ impl Port {
         self.targets(bits, family).into_iter().map(|target| target.at).collect()
     }
 
+    /// Up to three source ranges.
+    fn ranges(&self, family: Family) -> Vec<IpNet> {
+        let bits = if self.terminating & 1 != 0 { self.terminating >> 1 & 7 } else { 0 };
+        let range = |bit: u8| {
+            let addr = addr(family, [198, 51, bit, 0]);
+            IpNet::new(addr, if addr.is_ipv4() { 24 } else { 112 }).unwrap().trunc()
+        };
+        let mut ranges: Vec<IpNet> = (0..3).filter(|bit| bits & (1 << bit) != 0).map(range).collect();
+        ranges.sort_unstable();
+        ranges.dedup();
+        ranges
+    }
+
     fn targets(&self, bits: u8, family: Family) -> Vec<Target> {
         (0..8_u8)
             .filter(|bit| bits & (1 << bit) != 0)
             .map(|bit| Target {
                 at: SocketAddr::new(addr(family, [10, 1, 0, bit]), 8080),
                 terminating: self.terminating & (1 << bit) != 0,
+                here: bit & 2 != 0,
             })
             .collect()
     }

@@ -40,7 +40,7 @@ fn every_kind_of_socket_reaches_every_kind_of_frontend_and_is_shown_it() {
     none_of(&wrong);
 }
 
-/// NP-4, NP-15: every pod has a loopback of its own, and another node decides for itself what its NodePorts mean.
+/// NP-4, NP-15, MQ-8: every pod has a loopback of its own, and another node decides for itself what its NodePorts mean.
 #[test]
 fn a_node_port_is_served_on_this_nodes_addresses_and_for_the_host_on_loopback() {
     needs_root!();

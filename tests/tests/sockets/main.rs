@@ -8,12 +8,14 @@
 //! | `datagrams` | an unconnected UDP socket keeps its backends |
 //! | `stale` | UDP flows end with their backend, and stay with one that serves |
 //! | `affinity` | a client keeps its backend where its Service wants that |
+//! | `algorithms` | which backend the next connection meets |
 //! | `scope` | whose sockets are served |
 //! | `restarts` | traffic goes on whatever happens to the agent |
 //! | `bad_input` | one clear error, and what worked goes on |
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod affinity;
+mod algorithms;
 mod bad_input;
 mod cells;
 mod connects;

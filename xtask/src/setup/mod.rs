@@ -33,6 +33,14 @@ pub(crate) fn cplusplus() -> Result<()> {
     packages::install(&[packages::CPLUSPLUS]).map(drop)
 }
 
+/// Installs what nodes of `cargo xtask cluster` consist of.
+///
+/// # Errors
+/// When it cannot be had, and how to get it.
+pub(crate) fn cluster() -> Result<()> {
+    packages::install(packages::CLUSTER).map(drop)
+}
+
 /// The verb: like [`run`], but says so when there is nothing to do.
 pub(crate) fn verb() -> Result<()> {
     if !run()? {

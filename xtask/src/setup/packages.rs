@@ -70,6 +70,44 @@ pub(super) const CPLUSPLUS: Need = Need {
     why: "compiles libFuzzer for `cargo xtask fuzz`",
 };
 
+/// What the nodes of a real cluster need, and the containers that upstream's tests run.
+pub(super) const CLUSTER: &[Need] = &[
+    Need {
+        probe: &["containerd", "--version"],
+        packages: &["containerd"],
+        with: &[],
+        why: "runs the containers of a node of `cargo xtask cluster`",
+    },
+    Need {
+        probe: &["runc", "--version"],
+        packages: &["runc"],
+        with: &[],
+        why: "containerd starts them by it",
+    },
+    Need {
+        probe: &["test", "-x", "/usr/lib/cni/bridge"],
+        packages: &["containernetworking-plugins"],
+        with: &[],
+        why: "connects the pods of a node",
+    },
+    Need {
+        probe: &["busybox", "--list"],
+        packages: &["busybox-static"],
+        with: &[],
+        why: "most of what is in the images of `cargo xtask cluster`",
+    },
+    in_images(&["conntrack"], &["conntrack", "--version"]),
+    in_images(&["curl"], &["curl", "--version"]),
+    in_images(&["bind9-dnsutils"], &["dig", "-v"]),
+    in_images(&["netcat-openbsd"], &["nc.openbsd", "-h"]),
+    in_images(&["wget"], &["wget", "--version"]),
+];
+
+/// A program that upstream's tests run in containers.
+const fn in_images(packages: &'static [&'static str], probe: &'static [&'static str]) -> Need {
+    Need { probe, packages, with: &[], why: "tests run it in containers" }
+}
+
 /// Installs the packages of what is missing. Returns whether anything was.
 pub(super) fn install(needs: &[Need]) -> Result<bool> {
     let missing: Vec<&Need> = needs.iter().filter(|need| !works(need)).collect();

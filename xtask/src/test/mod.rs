@@ -1,13 +1,30 @@
 //! `cargo xtask test`: every test of the repository, and at the end what ran and what did not.
 
+mod beside;
+mod lanes;
 mod tally;
 
-use std::{path::Path, process::Command};
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    process::{Command, ExitStatus},
+    sync::{Mutex, PoisonError},
+    thread,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, builder::PossibleValuesParser};
 
-use crate::{cluster, command, setup, verify, vm};
+use self::{
+    beside::Lint,
+    lanes::{How, locked},
+    tally::Tally,
+};
+use crate::{
+    command, control_plane_setup,
+    programs::{self, Programs},
+    setup, verify, vm,
+};
 
 /// The package whose tests need root.
 const PRIVILEGED: &str = "lb-tests";
@@ -18,7 +35,7 @@ const BUILT: &str = "LB_TESTS_BUILT";
 /// Why a run with arguments leaves out what does not take them.
 const FILTERED: &str = "only the tests that were asked for";
 /// The test programs of lb-tests that `--kernel` runs when none is named: they need no files and no network.
-const GUEST_TESTS: [&str; 2] = ["harness", "sockets"];
+const GUEST_TESTS: [&str; 3] = ["harness", "sockets", "vlan"];
 /// The kernel and the test program of every run: the oldest kernel, which refuses and tells namespaces apart in other ways
 /// than the newest.
 const OLDEST: (&str, &str) = ("5.10", "sockets");
@@ -44,6 +61,9 @@ pub(crate) struct Test {
     /// A test program of lb-tests for --kernel, by its file name in tests/tests
     #[arg(long = "test", value_name = "NAME", requires = "kernel", default_values = GUEST_TESTS)]
     programs: Vec<String>,
+    /// Runs `cargo xtask lint` too, at the lowest priority, while tests wait
+    #[arg(long, conflicts_with = "kernel")]
+    lint: bool,
     /// Arguments for `cargo test`: which tests, and after a second `--` how; with --kernel, for the test program
     #[arg(last = true)]
     args: Vec<String>,
@@ -55,10 +75,25 @@ impl Test {
         if !self.kernel.is_empty() {
             return self.in_guests();
         }
+        if !self.lint {
+            return self.tested(&mut None);
+        }
+        let mut lint = None;
+        let tested = self.tested(&mut lint);
+        // Not begun by then if the build failed.
+        let linted = Lint::start(&mut lint).and_then(Lint::finish);
+        match (tested, linted) {
+            (Err(tests), Err(lint)) => bail!("{tests:#}; {lint:#}"),
+            (tests, lint) => tests.and(lint),
+        }
+    }
+
+    /// Everything but lint, which begins when everything is built.
+    fn tested(&self, lint: &mut Option<Lint>) -> Result<()> {
         let privilege = self.privilege()?;
         let has_cluster = privilege != Privilege::None && !self.no_cluster;
         if has_cluster {
-            cluster::prepare("--no-cluster")?;
+            control_plane_setup::prepare("--no-cluster")?;
         }
         setup::run()?;
         let guest = self.guest(privilege);
@@ -66,16 +101,50 @@ impl Test {
             // First, so that nobody waits minutes for that error.
             vm::fetch(OLDEST.0).context("no older kernel to test under; --no-vm leaves these tests out")?;
         }
-        // Tests start programs of other packages, and `cargo test` builds those of the tests' own package only.
-        command::step(command::cargo("build").args(["--bins", "--tests"]))?;
+        // One build for all that follows: another choice of packages or targets would be another set of features, and the
+        // same dependencies once more.
+        let programs = programs::build(&["--bins", "--tests"])?;
         let mut summary = Summary::default();
         if privilege == Privilege::None {
             summary.leave_out("everything in lb-tests", "--no-root");
-        } else if has_cluster {
-            cluster::build()?;
-        } else {
+            summary.leave_out("`cargo xtask verify`", "--no-root");
+        } else if !has_cluster {
             summary.leave_out("the tests against a real API server", "--no-cluster");
         }
+        if let Err(why) = guest {
+            summary.leave_out(&format!("{} under kernel {}", OLDEST.1, OLDEST.0), why);
+        }
+        if !self.args.is_empty() {
+            if has_cluster {
+                control_plane_setup::build()?;
+            }
+            return self.chosen(privilege, summary);
+        }
+        let summary = Mutex::new(summary);
+        thread::scope(|scope| {
+            if guest.is_ok() {
+                scope.spawn(|| in_guest(&programs, &summary));
+            }
+            lanes::run(&programs, How { privilege, has_cluster }, &summary, || {
+                // Both before lint, which builds other BPF programs in the same place.
+                if privilege != Privilege::None {
+                    let verified = verify::Verify::built().run();
+                    locked(&summary).step("verify", verified);
+                }
+                let mut documentation = Summary::default();
+                let shown = documentation.stage("examples in documentation", doc_tests());
+                locked(&summary).add(documentation, shown);
+                if self.lint {
+                    let started = Lint::start(lint).map(drop);
+                    locked(&summary).step("begin of lint", started);
+                }
+            })
+        })?;
+        summary.into_inner().unwrap_or_else(PoisonError::into_inner).finish()
+    }
+
+    /// The tests that were asked for, as cargo chooses them.
+    fn chosen(&self, privilege: Privilege, mut summary: Summary) -> Result<()> {
         match privilege {
             // One command, so that the dependencies are compiled with one set of features.
             Privilege::Root => summary.stage("all packages", self.cargo_test())?,
@@ -85,17 +154,8 @@ impl Test {
             }
             Privilege::None => summary.stage("unit tests", self.unprivileged())?,
         }
-        if !self.args.is_empty() {
+        if privilege != Privilege::None {
             summary.leave_out("`cargo xtask verify`", FILTERED);
-        } else if privilege == Privilege::None {
-            summary.leave_out("`cargo xtask verify`", "--no-root");
-        } else {
-            summary.step("verify", verify::Verify::default().run());
-        }
-        let (kernel, program) = OLDEST;
-        match guest {
-            Ok(()) => summary.guest(kernel, &[program.to_owned()], &[]),
-            Err(why) => summary.leave_out(&format!("{program} under kernel {kernel}"), why),
         }
         summary.finish()
     }
@@ -118,8 +178,10 @@ impl Test {
     fn in_guests(&self) -> Result<()> {
         setup::run()?;
         let mut summary = Summary::default();
+        let programs = vm::build(&self.programs)?;
         for kernel in &self.kernel {
-            summary.guest(kernel, &self.programs, &self.args);
+            let outcome = vm::run(kernel, &programs, &self.programs, &self.args, &mut io::stdout());
+            summary.guest(kernel, outcome);
         }
         summary.finish()
     }
@@ -171,6 +233,27 @@ impl Test {
     }
 }
 
+/// Tests under the oldest kernel: what the guest prints is shown when it ends.
+fn in_guest(programs: &Programs, summary: &Mutex<Summary>) {
+    let (kernel, program) = OLDEST;
+    let mut text = Vec::new();
+    let outcome = vm::run(kernel, programs, &[program.to_owned()], &[], &mut text);
+    let mut out = io::stdout().lock();
+    let shown = writeln!(out, "\n+ {program} under kernel {kernel}").and_then(|()| out.write_all(&text));
+    drop(out);
+    let mut summary = locked(summary);
+    summary.guest(kernel, outcome);
+    if let Err(error) = shown {
+        summary.step("output of the guest", Err(error.into()));
+    }
+}
+
+fn doc_tests() -> Command {
+    let mut command = command::cargo("test");
+    command.args(["--doc", "--no-fail-fast"]);
+    command
+}
+
 /// Cargo's setting for a program that runs test programs.
 fn runner(command: &Command) -> Result<String> {
     let mut words = Vec::new();
@@ -195,6 +278,9 @@ enum Privilege {
 #[derive(Default)]
 struct Summary {
     ran: Vec<String>,
+    /// Of the test programs.
+    tests: Tally,
+    programs: u32,
     not_run: Vec<String>,
     failed: Vec<String>,
 }
@@ -217,9 +303,29 @@ impl Summary {
         Ok(())
     }
 
-    /// Runs tests under another kernel and counts what they come to.
-    fn guest(&mut self, kernel: &str, programs: &[String], args: &[String]) {
-        match vm::run(kernel, programs, args) {
+    /// Counts what a test program came to.
+    fn program(&mut self, title: &str, status: ExitStatus, tally: Tally) {
+        if !status.success() && tally.failures.is_empty() {
+            self.failed.push(format!("{title}: {status}"));
+        }
+        self.failed.extend(tally.failures.iter().map(|test| format!("{title}: {test}")));
+        self.programs += 1;
+        self.tests.add(tally);
+    }
+
+    /// Takes over what one stage came to.
+    fn add(&mut self, other: Self, result: Result<()>) {
+        self.ran.extend(other.ran);
+        self.not_run.extend(other.not_run);
+        self.failed.extend(other.failed);
+        if let Err(error) = result {
+            self.failed.push(format!("{error:#}"));
+        }
+    }
+
+    /// Counts what tests under another kernel came to.
+    fn guest(&mut self, kernel: &str, outcome: Result<vm::Outcome>) {
+        match outcome {
             Ok(outcome) => {
                 let passed = outcome.tests.saturating_sub(outcome.not_run.len() as u64);
                 self.ran.push(format!(
@@ -244,6 +350,11 @@ impl Summary {
 
     fn finish(mut self) -> Result<()> {
         println!("\nran");
+        if self.programs > 0 {
+            println!("  {} test programs: {}", self.programs, self.tests);
+        }
+        self.tests.not_run.sort();
+        self.not_run.append(&mut self.tests.not_run);
         for line in &self.ran {
             println!("  {line}");
         }

@@ -1,15 +1,18 @@
-//! Counts what `cargo test` prints while it goes on to the terminal.
+//! Counts what tests print while it goes on to the terminal, or to whoever shows it later.
 
 use std::{
     fmt,
     io::{self, BufRead, BufReader, IsTerminal, Read, Write},
     process::{Command, ExitStatus, Stdio},
+    sync::{Mutex, PoisonError},
     thread,
 };
 
 use anyhow::{Context as _, Result};
 
-/// What the lines of one `cargo test` come to.
+use crate::command;
+
+/// What the lines of one `cargo test`, or of one test program, come to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
     passed: u64,
@@ -52,7 +55,8 @@ impl Tally {
         }
     }
 
-    fn add(&mut self, other: Self) {
+    /// Takes over what another one has counted.
+    pub(super) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
@@ -81,20 +85,47 @@ pub(super) fn watch(command: &mut Command) -> Result<(ExitStatus, Tally)> {
     if io::stderr().is_terminal() {
         command.env("CARGO_TERM_COLOR", "always");
     }
-    let mut child =
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("cannot run cargo test")?;
-    let stdout = child.stdout.take().context("cargo test has no stdout")?;
-    let stderr = child.stderr.take().context("cargo test has no stderr")?;
+    count(command, io::stdout(), io::stderr())
+}
+
+/// Runs a command and counts; its lines come back in one piece.
+///
+/// # Errors
+/// When it cannot be started or its output cannot be read.
+pub(super) fn collect(command: &mut Command) -> Result<(ExitStatus, Tally, Vec<u8>)> {
+    let text = Mutex::default();
+    let (status, tally) = count(command.stdin(Stdio::null()), Shared(&text), Shared(&text))?;
+    Ok((status, tally, text.into_inner().unwrap_or_else(PoisonError::into_inner)))
+}
+
+/// One text that two readers write lines to.
+struct Shared<'a>(&'a Mutex<Vec<u8>>);
+
+impl Write for Shared<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn count(command: &mut Command, out: impl Write, err: impl Write + Send) -> Result<(ExitStatus, Tally)> {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = child.with_context(|| format!("cannot run {}", command::describe(command)))?;
+    let stdout = child.stdout.take().context("a test program has no stdout")?;
+    let stderr = child.stderr.take().context("a test program has no stderr")?;
     let mut tally = thread::scope(|scope| -> Result<Tally> {
-        let errors = scope.spawn(|| pass_on(stderr, io::stderr()));
-        let mut tally = pass_on(stdout, io::stdout())?;
+        let errors = scope.spawn(|| pass_on(stderr, err));
+        let mut tally = pass_on(stdout, out)?;
         let errors = errors.join().map_err(|_panic| anyhow::anyhow!("the reader of stderr panicked"))?;
         tally.add(errors?);
         Ok(tally)
     })?;
     // The two readers each saw their own order.
     tally.not_run.sort();
-    let status = child.wait().context("cannot wait for cargo test")?;
+    let status = child.wait().context("cannot wait for a test program")?;
     Ok((status, tally))
 }
 
@@ -102,8 +133,8 @@ fn pass_on(from: impl Read, mut to: impl Write) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut line = Vec::new();
     let mut from = BufReader::new(from);
-    while from.read_until(b'\n', &mut line).context("cannot read what cargo test prints")? > 0 {
-        to.write_all(&line).context("cannot print what cargo test prints")?;
+    while from.read_until(b'\n', &mut line).context("cannot read what a test program prints")? > 0 {
+        to.write_all(&line).context("cannot print what a test program prints")?;
         tally.read(&without_colour(&String::from_utf8_lossy(&line)));
         line.clear();
     }

@@ -27,9 +27,17 @@ pub(crate) struct Verify {
     /// Only looks at the object: needs no root and no BPF
     #[arg(long, conflicts_with = "bless")]
     static_only: bool,
+    /// The program that loads was built a moment ago.
+    #[arg(skip)]
+    is_built: bool,
 }
 
 impl Verify {
+    /// As without arguments, by the program of a build that has just been.
+    pub(crate) fn built() -> Self {
+        Self { is_built: true, ..Self::default() }
+    }
+
     /// Builds the object, checks it, loads every program and compares.
     pub(crate) fn run(&self) -> Result<()> {
         setup::run()?;
@@ -45,7 +53,15 @@ impl Verify {
         if self.static_only {
             return Ok(());
         }
-        command::step(command::cargo("build").args(["--quiet", "--package", "lb-tests", "--bin", "verify"]))?;
+        if !self.is_built {
+            command::step(command::cargo("build").args([
+                "--quiet",
+                "--package",
+                "lb-tests",
+                "--bin",
+                "verify",
+            ]))?;
+        }
         let loader = paths::target_dir().join("debug/verify");
         let mut command = command::as_root(&loader)?;
         command.arg(&object).args(parsed.symbols.iter().filter(|symbol| symbol.starts_with(SWITCH)));

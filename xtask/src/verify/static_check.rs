@@ -18,6 +18,7 @@ struct Guarded {
 }
 
 const GUARDED: &[Guarded] = &[
+    Guarded { helper: 160, name: "bpf_ktime_get_coarse_ns", global: "LB_HAS_COARSE_CLOCK" },
     Guarded { helper: 187, name: "bpf_set_retval", global: "LB_HAS_SET_RETVAL" },
     Guarded { helper: 196, name: "bpf_skc_to_mptcp_sock", global: "LB_HAS_MPTCP" },
 ];

@@ -20,14 +20,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use xtask::paths;
+use xtask::{libraries, paths};
 
-use super::{
-    cpio::Archive,
-    kernel, libraries, modules,
-    programs::{self, Programs},
-};
-use crate::command;
+use super::{cpio::Archive, kernel, modules};
+use crate::{command, programs::Programs};
+
+/// The first process of the guest.
+pub(super) const INIT: &str = "vm-init";
+
+/// The programs that tests start. Those of the demo and the benchmarks are several times the size of the rest.
+pub(super) const STARTED_BY_TESTS: [&str; 2] = ["lb-agent", "lb-probe"];
 
 /// Programs of this machine that the tests call.
 const NEEDED: [&str; 3] = ["ip", "sh", "sleep"];
@@ -42,20 +44,24 @@ const TARGET: &str = "/lb/target";
 const PROGRAMS: &str = "/lb/target/debug";
 
 /// All that the guest's programs see.
-const ENVIRONMENT: [(&str, &str); 5] = [
+const ENVIRONMENT: [(&str, &str); 6] = [
     ("PATH", "/bin:/lb/target/debug"),
     ("HOME", "/root"),
     ("TMPDIR", "/tmp"),
     ("RUST_BACKTRACE", "1"),
     // One for each processor of the guest.
     ("RUST_TEST_THREADS", "2"),
+    // Everything takes many times longer there, and as long again while other tests run beside it.
+    ("LB_TESTS_PATIENCE", "4"),
 ];
 
 /// What goes into the archive.
 #[derive(Debug)]
 pub(super) struct Contents<'a> {
-    /// Tests, programs and `/init`.
+    /// Programs, `/init` among them.
     pub(super) programs: &'a Programs,
+    /// Tests: name and path.
+    pub(super) tests: &'a [(String, PathBuf)],
     /// Arguments for each test.
     pub(super) arguments: &'a [String],
     /// Whose modules.
@@ -76,11 +82,11 @@ pub(super) fn write(contents: &Contents<'_>, folder: &Path) -> Result<PathBuf> {
         libraries: BTreeSet::new(),
         scratch: folder.join("stripped"),
     };
-    image.program("/init", contents.programs.binary(programs::INIT)?)?;
-    for name in programs::STARTED_BY_TESTS {
+    image.program("/init", contents.programs.binary(INIT)?)?;
+    for name in STARTED_BY_TESTS {
         image.program(&format!("{PROGRAMS}/{name}"), contents.programs.binary(name)?)?;
     }
-    for (name, path) in &contents.programs.tests {
+    for (name, path) in contents.tests {
         image.program(&test_path(name), path)?;
     }
     image.tools()?;
@@ -89,7 +95,7 @@ pub(super) fn write(contents: &Contents<'_>, folder: &Path) -> Result<PathBuf> {
         image.archive.file(&module_path(&module.name), 0o644, &module.content)?;
     }
     let names: Vec<&str> = modules.iter().map(|module| module.name.as_str()).collect();
-    let script = script(&names, &contents.programs.tests, contents.arguments);
+    let script = script(&names, contents.tests, contents.arguments);
     image.archive.file("/etc/vm-tests", 0o644, script.as_bytes())?;
     image.surroundings()?;
     image.archive.finish().with_context(|| format!("cannot write {}", path.display()))?;
@@ -218,6 +224,7 @@ mod tests {
                     env\tTMPDIR\t/tmp\n\
                     env\tRUST_BACKTRACE\t1\n\
                     env\tRUST_TEST_THREADS\t2\n\
+                    env\tLB_TESTS_PATIENCE\t4\n\
                     run\tsockets\t/lb/target/debug/deps/sockets\t--nocapture\tcluster ip\n";
         assert_eq!(text, want);
     }

@@ -2,9 +2,8 @@
 //!
 //! ```text
 //! kernel.rs    Debian's kernel, by apt.rs          ──┐
-//! programs.rs  the tests, as cargo builds them     ──┼─> image.rs ──> qemu.rs ──> Report
+//! programs     the tests, as cargo builds them     ──┼─> image.rs ──> qemu.rs ──> Report
 //! modules.rs   kernel modules in loading order     ──┤   (cpio.rs)
-//! libraries.rs what the programs are linked to     ──┘
 //! ```
 //!
 //! The guest is emulated, so neither virtualisation of the processor nor root is needed to run it. What has been
@@ -14,14 +13,13 @@ mod apt;
 mod cpio;
 mod image;
 mod kernel;
-mod libraries;
 mod modules;
-mod programs;
 mod qemu;
 
 use std::{
     env::consts,
     fs,
+    io::Write,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -29,8 +27,10 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use xtask::paths;
 
+use crate::programs::{self, Programs};
+
 /// How long a guest may run: emulation is many times slower than the machine itself, and machines differ.
-const LIMIT: Duration = Duration::from_mins(25);
+const LIMIT: Duration = Duration::from_mins(36);
 
 /// What ran in a guest, and passed.
 #[derive(Debug, PartialEq, Eq)]
@@ -66,10 +66,26 @@ fn files(version: &str) -> Result<(kernel::Files, PathBuf)> {
     Ok((kernel.files(&folder)?, folder))
 }
 
+/// Builds the named test targets of lb-tests, the programs they start, and the first process.
+///
+/// # Errors
+/// When cargo fails, for one because there is no such test target.
+pub(crate) fn build(tests: &[String]) -> Result<Programs> {
+    // One command for all, so that features are resolved once and nothing is built in two ways.
+    let mut arguments = vec!["--package", "lb-tests", "--package", "lb-agent"];
+    for binary in image::STARTED_BY_TESTS.into_iter().chain([image::INIT]) {
+        arguments.extend(["--bin", binary]);
+    }
+    for test in tests {
+        arguments.extend(["--test", test]);
+    }
+    programs::build(&arguments)
+}
+
 /// Boots Debian's kernel `version` (one of [`kernels`]) and runs the named test targets of lb-tests in it, as root.
 ///
 /// `arguments` go to each test program: a word that the names of tests must contain, `--nocapture` and so on. What the
-/// guest prints goes to stdout while it is printed; remarks of this function go to stderr.
+/// guest prints goes to `out` while it is printed; remarks of this function go to stderr.
 ///
 /// `lb-agent` and `lb-probe` lie one folder above the tests, as under cargo. Tests find bpffs at
 /// `/sys/fs/bpf`, cgroup v2 at `/sys/fs/cgroup`, no files of the workspace and no network but their own. Packages that
@@ -78,17 +94,24 @@ fn files(version: &str) -> Result<(kernel::Files, PathBuf)> {
 /// # Errors
 /// When a test fails, nothing was run at all, the guest stops early or hangs, or something needed cannot be had:
 /// the message names it and says how to get it.
-pub(crate) fn run(version: &str, tests: &[String], arguments: &[String]) -> Result<Outcome> {
+pub(crate) fn run(
+    version: &str,
+    programs: &Programs,
+    tests: &[String],
+    arguments: &[String],
+    out: &mut impl Write,
+) -> Result<Outcome> {
     ensure!(!tests.is_empty(), "no test to run under kernel {version}");
     let (kernel, folder) = files(version)?;
     qemu::install()?;
-    let programs = programs::build(tests)?;
-    let contents = image::Contents { programs: &programs, arguments, kernel: &kernel };
+    let found = tests.iter().map(|name| Ok((name.clone(), programs.test(name)?.path.clone())));
+    let found = found.collect::<Result<Vec<_>>>()?;
+    let contents = image::Contents { programs, tests: &found, arguments, kernel: &kernel };
     let initramfs = image::write(&contents, &folder)?;
     let size = initramfs.metadata().map_or(0, |file| file.len()) >> 20;
     eprintln!("vm: starting kernel {} with {size} MiB of files", kernel.release);
     let start = Instant::now();
-    let report = qemu::run(&kernel, &initramfs, LIMIT)?;
+    let report = qemu::run(&kernel, &initramfs, LIMIT, out)?;
     let took = start.elapsed();
     eprintln!("vm: kernel {} ran for {:.1} s", kernel.release, took.as_secs_f64());
     judge(report, tests, took)
@@ -149,6 +172,9 @@ mod tests {
 
     #[test]
     fn a_run_without_tests_is_refused() {
-        assert_eq!(run("6.1", &[], &[]).unwrap_err().to_string(), "no test to run under kernel 6.1");
+        assert_eq!(
+            run("6.1", &Programs::default(), &[], &[], &mut std::io::sink()).unwrap_err().to_string(),
+            "no test to run under kernel 6.1"
+        );
     }
 }

@@ -26,6 +26,8 @@ pub(super) const WANTED: &[&str] = &[
     "bridge",
     "dummy",
     "vxlan",
+    "8021q",
+    "tun",
     "sch_ingress",
     "cls_bpf",
     "act_bpf",

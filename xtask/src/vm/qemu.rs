@@ -1,7 +1,7 @@
 //! Runs a guest and listens to its serial line.
 
 use std::{
-    io::{self, Read as _, Write as _},
+    io::{Read as _, Write},
     path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
@@ -48,12 +48,17 @@ pub(super) fn install() -> Result<()> {
     apt::install("qemu-system-x86", Path::new(PROGRAM), "which runs the guest")
 }
 
-/// Starts `kernel` with the given first file system, copies what it prints to stdout, and waits until it powers off. qemu is
+/// Starts `kernel` with the given first file system, copies what it prints to `out`, and waits until it powers off. qemu is
 /// installed.
 ///
 /// # Errors
 /// When qemu fails, or the guest is not done after `limit`; it is stopped then.
-pub(super) fn run(kernel: &kernel::Files, initramfs: &Path, limit: Duration) -> Result<Report> {
+pub(super) fn run(
+    kernel: &kernel::Files,
+    initramfs: &Path,
+    limit: Duration,
+    out: &mut impl Write,
+) -> Result<Report> {
     let mut command = Command::new(PROGRAM);
     command
         // Never KVM: nested virtualisation hangs on some machines, and the tests are few enough without it.
@@ -70,7 +75,7 @@ pub(super) fn run(kernel: &kernel::Files, initramfs: &Path, limit: Duration) -> 
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     let child = command.spawn().with_context(|| format!("cannot run {PROGRAM}"))?;
-    listen(Guest(child), limit)
+    listen(Guest(child), limit, out)
 }
 
 /// A running qemu. It never outlives this value.
@@ -84,7 +89,7 @@ impl Drop for Guest {
     }
 }
 
-fn listen(mut guest: Guest, limit: Duration) -> Result<Report> {
+fn listen(mut guest: Guest, limit: Duration, out: &mut impl Write) -> Result<Report> {
     let deadline = Instant::now() + limit;
     let mut serial = guest.0.stdout.take().context("qemu was started with a pipe")?;
     let (sender, receiver) = mpsc::sync_channel::<Vec<u8>>(16);
@@ -102,8 +107,9 @@ fn listen(mut guest: Guest, limit: Duration) -> Result<Report> {
         match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(bytes) => {
                 let text = lines.take(&bytes);
-                let mut out = io::stdout().lock();
-                out.write_all(&text).and_then(|()| out.flush()).context("cannot write to stdout")?;
+                out.write_all(&text)
+                    .and_then(|()| out.flush())
+                    .context("cannot write what the guest prints")?;
             }
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
@@ -214,14 +220,14 @@ mod tests {
     fn a_guest_that_never_ends_is_stopped() {
         let mut sleep = Command::new("sleep");
         let child = sleep.arg("1000").stdout(Stdio::piped()).spawn().unwrap();
-        let error = listen(Guest(child), Duration::from_millis(50)).unwrap_err();
+        let error = listen(Guest(child), Duration::from_millis(50), &mut std::io::sink()).unwrap_err();
         assert!(error.to_string().starts_with("the guest was not done after 0 s"), "{error}");
     }
 
     #[test]
     fn a_failing_qemu_is_an_error() {
         let child = Command::new("false").stdout(Stdio::piped()).spawn().unwrap();
-        let error = listen(Guest(child), Duration::from_secs(10)).unwrap_err();
+        let error = listen(Guest(child), Duration::from_secs(10), &mut std::io::sink()).unwrap_err();
         assert!(error.to_string().starts_with("qemu ended with exit status"), "{error}");
     }
 }

@@ -13,6 +13,8 @@ pub(crate) enum Kind {
     Number,
     /// A text such as `30s`; zero is as good as absent.
     Duration,
+    /// The same where zero is a value.
+    DurationOrZero,
     /// A list of texts.
     Texts,
     /// A map of anything.
@@ -70,7 +72,7 @@ const fn nothing(path: &'static str, kind: Kind, why: &'static str) -> Field {
 
 const CLIENT: &str = "objects are watched, nothing else is asked of the API server";
 const CONNTRACK: &str =
-    "translated sockets need no entries of the kernel's connection tracking; set the sysctl on the node";
+    "what is load-balanced needs no entry of the kernel's connection tracking; set the sysctl on the node";
 const IPVS: &str = "there is no IPVS here";
 const LOGGING: &str = "--log-level says what is logged";
 const MARK: &str = "no packet is marked";
@@ -135,11 +137,11 @@ pub(crate) const FIELDS: &[Field] = &[
     flag("oomScoreAdj", Kind::Number, "oom-score-adj"),
     nothing("conntrack.maxPerCore", Kind::Number, CONNTRACK),
     nothing("conntrack.min", Kind::Number, CONNTRACK),
-    nothing("conntrack.tcpEstablishedTimeout", Kind::Duration, CONNTRACK),
-    nothing("conntrack.tcpCloseWaitTimeout", Kind::Duration, CONNTRACK),
-    nothing("conntrack.tcpBeLiberal", Kind::Bool, CONNTRACK),
-    nothing("conntrack.udpTimeout", Kind::Duration, CONNTRACK),
-    nothing("conntrack.udpStreamTimeout", Kind::Duration, CONNTRACK),
+    flag("conntrack.tcpEstablishedTimeout", Kind::DurationOrZero, "conntrack-tcp-timeout-established"),
+    flag("conntrack.tcpCloseWaitTimeout", Kind::DurationOrZero, "conntrack-tcp-timeout-close-wait"),
+    flag("conntrack.tcpBeLiberal", Kind::Bool, "conntrack-tcp-be-liberal"),
+    flag("conntrack.udpTimeout", Kind::Duration, "conntrack-udp-timeout"),
+    flag("conntrack.udpStreamTimeout", Kind::Duration, "conntrack-udp-timeout-stream"),
     nothing(
         "configSyncPeriod",
         Kind::Duration,

@@ -158,7 +158,7 @@ fn mismatch(place: Place, path: &str, kind: Kind, found: &Tree) -> Fault {
         Kind::Text => "a text",
         Kind::Bool => "true or false",
         Kind::Number => "a whole number",
-        Kind::Duration => "a duration such as 30s or 1m30s",
+        Kind::Duration | Kind::DurationOrZero => "a duration such as 30s or 1m30s",
         Kind::Texts => "a list of texts",
         Kind::Map => "a map",
     };
@@ -239,9 +239,9 @@ fn text_of(field: &Field, node: &Node) -> Result<Option<String>, Fault> {
         (Kind::Number, Tree::Number(text)) if text.parse::<i64>().is_ok() => text.clone(),
         // `qps` is a float.
         (Kind::Number, Tree::Number(text)) if !has_meaning => text.clone(),
-        (Kind::Duration, Tree::Text(text)) => {
+        (Kind::Duration | Kind::DurationOrZero, Tree::Text(text)) => {
             let duration: GoDuration = text.parse().ok().ok_or_else(wrong)?;
-            if duration.0.is_zero() {
+            if duration.0.is_zero() && field.kind == Kind::Duration {
                 return Ok(None);
             }
             text.clone()

@@ -179,13 +179,17 @@ fn what_is_not_used_is_named_with_its_value() {
     let text = "featureGates: {A: true}\nipTables: {}\nconntrack: {min: 5, tcpBeLiberal: true, max: 3}\n";
     assert_eq!(
         ignored(text),
-        [
-            "featureGates: {A: true}",
-            "ipTables: {}",
-            "conntrack.min: 5",
-            "conntrack.tcpBeLiberal: true",
-            "conntrack.max: 3"
-        ]
+        ["featureGates: {A: true}", "ipTables: {}", "conntrack.min: 5", "conntrack.max: 3"]
+    );
+}
+
+#[test]
+fn what_connection_tracking_is_told_is_taken_over() {
+    let text = "conntrack: {tcpCloseWaitTimeout: 2h, tcpEstablishedTimeout: 0s, tcpBeLiberal: true}\n";
+    let args = run(with_file(&format!("{HEAD}{text}"), &[]).unwrap());
+    assert_eq!(
+        args.conntrack.sysctls(),
+        [("nf_conntrack_tcp_timeout_close_wait", 7200), ("nf_conntrack_tcp_be_liberal", 1)]
     );
 }
 
@@ -250,10 +254,7 @@ fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
         lines.into_iter().find(|line| line.starts_with(&format!("# --{flag}="))).unwrap()
     };
     assert_eq!(line("oom-score-adj"), "# --oom-score-adj=-5 flag");
-    assert_eq!(
-        line("cluster-cidr"),
-        "# --cluster-cidr=10.42.0.0/16 file; used by packets, not yet in this version"
-    );
+    assert_eq!(line("cluster-cidr"), "# --cluster-cidr=10.42.0.0/16 file");
     assert_eq!(line("resync-interval"), "# --resync-interval=30s default");
     let args = run(parsed);
     assert_eq!((args.oom_score_adj, &*args.node().unwrap()), (-5, "n7"));

@@ -14,6 +14,7 @@ mod kube_proxy;
 mod process;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use core::{fmt, sync::atomic::AtomicU64};
 use std::{iter::once, path::Path, sync::Mutex, sync::PoisonError};
@@ -33,10 +34,13 @@ use prometheus_client::{
 };
 
 use crate::{
+    collector::Round,
     maps::MapError,
     model::{Change, Event, Family},
     reconcile::Usage,
 };
+
+pub use words::{EventResult, Probed};
 
 /// `Content-Type` of what [`Metrics::text`] returns.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -48,47 +52,16 @@ type Seconds = Gauge<f64, AtomicU64>;
 /// Objects of a source.
 const OBJECTS: [&str; 3] = ["service", "endpointslice", "node"];
 /// Maps whose room is shown.
-const MAPS: [&str; 5] = [maps::FRONTENDS, maps::ADDRESSES, maps::SERVICES, maps::SLOTS, maps::BACKENDS];
-
-/// What became of an Event.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum EventResult {
-    /// The API server has it.
-    Sent,
-    /// The same was sent not long ago.
-    Repeated,
-    /// Too many about one object.
-    Limited,
-    /// The queue was full.
-    Dropped,
-    /// The API server did not take it.
-    Failed,
-}
-
-impl EventResult {
-    const ALL: [Self; 5] = [Self::Sent, Self::Repeated, Self::Limited, Self::Dropped, Self::Failed];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Sent => "sent",
-            Self::Repeated => "repeated",
-            Self::Limited => "limited",
-            Self::Dropped => "dropped",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-/// A path that probes ask.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Probed {
-    /// `/healthz`
-    Healthz,
-    /// `/livez`
-    Livez,
-    /// `/readyz`
-    Readyz,
-}
+const MAPS: [&str; 8] = [
+    maps::FRONTENDS,
+    maps::ADDRESSES,
+    maps::SERVICES,
+    maps::SLOTS,
+    maps::BACKENDS,
+    maps::SRC_RANGES,
+    maps::FLOWS4,
+    maps::FLOWS6,
+];
 
 /// Answers of the API server, by what their code begins with; `none` is a request without an answer.
 const ANSWERS: [&str; 4] = ["2xx", "4xx", "5xx", "none"];
@@ -113,12 +86,15 @@ pub struct Metrics {
     notices: Gauge,
     contested: Gauge,
     left_out: Gauge,
+    leftovers: Gauge,
     probes: [Labelled<Labels<1>, Counter>; 3],
     health_servers: Labelled<Labels<1>, Gauge>,
     events: Labelled<Labels<1>, Counter>,
     udp_sockets_freed: Counter,
     healing_failures: Counter,
     healing_duration: Histogram,
+    flows_collected: Counter,
+    programs_put_back: Counter,
     map_entries: Labelled<Labels<1>, Gauge>,
     map_capacity: Labelled<Labels<1>, Gauge>,
     map_errors: Labelled<[(&'static str, String); 2], Counter>,
@@ -181,11 +157,14 @@ impl Metrics {
             notices: Gauge::default(),
             contested: Gauge::default(),
             left_out: Gauge::default(),
+            leftovers: Gauge::default(),
             probes: [Labelled::default(), Labelled::default(), Labelled::default()],
             health_servers: Labelled::default(),
             events: Labelled::default(),
             udp_sockets_freed: Counter::default(),
             healing_failures: Counter::default(),
+            flows_collected: Counter::default(),
+            programs_put_back: Counter::default(),
             healing_duration: healing_buckets(),
             map_entries: Labelled::default(),
             map_capacity: Labelled::default(),
@@ -332,6 +311,12 @@ impl Metrics {
             "Service ports that are not programmed because a map is full",
             &self.left_out,
         );
+        to.add(
+            "kube_proxy_leftovers",
+            "Tables of iptables and nftables, ip sets and interfaces with something of a kube-proxy's; lb-agent status names them. Looked for at \
+             the start, and each half minute or less often while there are some",
+            &self.leftovers,
+        );
     }
 
     fn register_answers(&self, to: &mut Registrar<'_>) {
@@ -353,6 +338,16 @@ impl Metrics {
             "healing_duration",
             "Time of one look for such sockets, also of one that failed",
             &self.healing_duration,
+        );
+        to.add(
+            "flow_entries_collected",
+            "Entries of lb_flows4 and lb_flows6 whose flows were over; each flow has two",
+            &self.flows_collected,
+        );
+        to.add(
+            "device_programs_put_back",
+            "Devices that got programs of lb-agent again which somebody had taken off",
+            &self.programs_put_back,
         );
         to.add(
             "health_check_servers",
@@ -450,6 +445,20 @@ impl Metrics {
         self.healing_failures.inc_by(u64::from(has_failed));
     }
 
+    /// A device has programs again that somebody had taken off.
+    pub fn put_back(&self) {
+        self.programs_put_back.inc();
+    }
+
+    /// The tables of proven flows were looked through.
+    pub fn collected(&self, round: &Round) {
+        for (map, table) in [(maps::FLOWS4, round.v4), (maps::FLOWS6, round.v6)] {
+            self.map_entries.get_or_create(&[("map", map)]).set(count(table.left));
+            self.map_capacity.get_or_create(&[("map", map)]).set(count(table.capacity));
+            self.flows_collected.inc_by(table.collected as u64);
+        }
+    }
+
     /// What there is.
     pub fn set_totals(&self, totals: &Totals) {
         self.services.set(count(totals.services));
@@ -481,6 +490,11 @@ impl Metrics {
         for (state, sockets) in [("listening", listening), ("failed", failed)] {
             self.health_servers.get_or_create(&[("state", state)]).set(count(sockets));
         }
+    }
+
+    /// Places where a kube-proxy has left something.
+    pub fn set_leftovers(&self, places: usize) {
+        self.leftovers.set(count(places));
     }
 
     /// What became of an Event.

@@ -11,8 +11,17 @@ use super::*;
 use crate::maps::memory::{Capacities, MemMaps};
 
 /// For two runs of up to six endpoints each, old and new, most of the time.
-const TIGHT: Capacities =
-    Capacities { frontends: 1, addresses: 1, services: 1, slots: 32, backends: 14, affinity: 1 };
+const TIGHT: Capacities = Capacities {
+    frontends: 1,
+    addresses: 1,
+    services: 1,
+    slots: 32,
+    backends: 14,
+    affinity: 1,
+    ranges: 16,
+    flows4: 1,
+    flows6: 1,
+};
 
 /// A service and what is free beside it.
 struct Bench {
@@ -37,7 +46,7 @@ impl Bench {
 
     /// Plans. Without room nothing has changed, see [`plan_runs`].
     fn plan(&mut self, sets: [Option<&[Target]>; 2]) -> Result<Planned, NoRoom> {
-        self.plan_wanted(sets.map(|set| set.map(|targets| Wanted { targets, elsewhere: false })))
+        self.plan_wanted(sets.map(|set| set.map(|targets| Wanted { targets, table: None, elsewhere: false })))
     }
 
     fn plan_wanted(&mut self, wanted: [Option<Wanted<'_>>; 2]) -> Result<Planned, NoRoom> {
@@ -107,7 +116,7 @@ impl Bench {
 }
 
 fn target(number: u8) -> Target {
-    Target { at: SocketAddr::from(([10, 1, 0, number], 8080)), terminating: number == 5 }
+    Target { at: SocketAddr::from(([10, 1, 0, number], 8080)), terminating: number == 5, here: false }
 }
 
 /// SA-3, SA-4: a client is bound to a backend by a run that the new policy does not use any more, and programs may use it until the
@@ -164,7 +173,7 @@ proptest! {
     ) {
         let mut bench = Bench::new();
         for (sets, serving) in &history {
-            let set = |at: usize| sets[at].as_deref().map(|targets| Wanted { targets, elsewhere: false });
+            let set = |at: usize| sets[at].as_deref().map(|targets| Wanted { targets, table: None, elsewhere: false });
             let wanted = [set(0), set(1)];
             let serving: Vec<SocketAddr> = serving.iter().map(|target| target.at).collect();
             let Ok(planned) = bench.plan_with(wanted, &serving) else { continue };
@@ -322,6 +331,7 @@ fn more_endpoints_than_a_run_can_count_are_cut_off() {
         .map(|number| Target {
             at: SocketAddr::from(((10 << 24 | number).to_be_bytes(), 80)),
             terminating: false,
+            here: false,
         })
         .collect();
     let planned = bench.plan([Some(&many), None]).unwrap();
@@ -337,12 +347,12 @@ fn an_empty_run_says_whether_others_serve_on_other_nodes() {
     let mut bench = Bench::new();
     let targets = [target(1)];
     let mut become_local = |targets: &[Target], elsewhere, want: Run| {
-        let planned = bench.plan_wanted([None, Some(Wanted { targets, elsewhere })]).unwrap();
+        let planned = bench.plan_wanted([None, Some(Wanted { targets, table: None, elsewhere })]).unwrap();
         bench.perform(&planned);
         let Run { base, count, .. } = bench.now.local;
         assert_eq!((base, count), (want.base, want.count), "{elsewhere}");
         assert_eq!(bench.now.local.is_elsewhere(), elsewhere && targets.is_empty());
-        let again = bench.plan_wanted([None, Some(Wanted { targets, elsewhere })]).unwrap();
+        let again = bench.plan_wanted([None, Some(Wanted { targets, table: None, elsewhere })]).unwrap();
         assert_eq!((again.plan.len(), again.next.local), (0, bench.now.local));
     };
     become_local(&[], false, Run::EMPTY);
@@ -350,4 +360,33 @@ fn an_empty_run_says_whether_others_serve_on_other_nodes() {
     become_local(&targets, true, Run { base: 0, count: 1, generation: 0 });
     become_local(&[], true, Run::ELSEWHERE);
     become_local(&[], false, Run::EMPTY);
+}
+
+/// 5.9-maglev: a table lists its backends many times, and each of them is one backend.
+#[test]
+fn a_table_says_which_backend_each_slot_has() {
+    let mut bench = Bench::new();
+    let (two, three) = ([target(1), target(2)], [target(1), target(2), target(3)]);
+    let plan = |bench: &mut Bench, targets: &[Target], table: &[u16]| {
+        bench.plan_wanted([Some(Wanted { targets, table: Some(table), elsewhere: false }), None])
+    };
+    for (targets, table) in [
+        (&two[..], &[1_u16, 0, 0, 1, 1][..]),
+        (&three, &[1, 2, 0, 1, 2]),
+        (&two, &[1, 0, 0, 1, 0]),
+        (&two, &[0, 0, 0, 1, 0]),
+    ] {
+        let planned = plan(&mut bench, targets, table).unwrap();
+        bench.perform(&planned);
+        let listed: Vec<Target> = table.iter().map(|index| targets[usize::from(*index)]).collect();
+        bench.assert_lists(bench.now.cluster, &listed, |_| Backend::IN_CLUSTER);
+        assert_eq!(bench.ids().len(), targets.len());
+        assert_eq!(plan(&mut bench, targets, table).unwrap().plan.len(), 0, "nothing has changed");
+    }
+    assert_eq!(plan(&mut bench, &two, &[0; 9]).err(), None, "16 slots are free");
+    let nine = bench.plan_wanted([
+        Some(Wanted { targets: &two, table: Some(&[0; 9]), elsewhere: false }),
+        Some(Wanted { targets: &two, table: Some(&[1; 9]), elsewhere: false }),
+    ]);
+    assert_eq!(nine.err(), Some(NoRoom::Slots(9)));
 }

@@ -9,11 +9,20 @@ use super::*;
 use crate::{
     compile::{self, Frontend, Policies, Target},
     maps::memory::{Capacities, MemMaps},
-    model::Family,
+    model::{Algorithm, Family},
 };
 
-const ROOMY: Capacities =
-    Capacities { frontends: 16, addresses: 1, services: 16, slots: 64, backends: 64, affinity: 1 };
+const ROOMY: Capacities = Capacities {
+    frontends: 16,
+    addresses: 1,
+    services: 16,
+    slots: 64,
+    backends: 64,
+    affinity: 1,
+    ranges: 16,
+    flows4: 1,
+    flows6: 1,
+};
 
 /// A Service port: name of the Service, frontends, numbers of endpoints in the cluster and in the local set.
 #[derive(Clone, Copy)]
@@ -54,7 +63,7 @@ impl Port<'_> {
         });
         let targets = |count: u8| -> Vec<Target> {
             let target = |last| SocketAddr::new(IpAddr::from([10, 1, 0, last]), 5353);
-            (0..count).map(|last| Target { at: target(last), terminating: false }).collect()
+            (0..count).map(|last| Target { at: target(last), terminating: false, here: false }).collect()
         };
         let entries = PortEntries {
             key: PortKey {
@@ -73,7 +82,9 @@ impl Port<'_> {
                 has_any: self.cluster != 0,
                 ..Policies::default()
             },
+            ranges: Vec::new(),
             affinity_s: 0,
+            algorithm: Algorithm::Random,
         };
         Desired { name, created_s: 1, ports: vec![entries] }
     }

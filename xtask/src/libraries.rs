@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 ///
 /// # Errors
 /// When `ldd` cannot be run or a library is not installed.
-pub(super) fn of(program: &Path) -> Result<Vec<PathBuf>> {
+pub fn of(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd")
         .arg(program)
         .env("LC_ALL", "C")
